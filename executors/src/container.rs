@@ -1,0 +1,93 @@
+//! A container: made from a bundle by either executor, then the same for both.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use oci_spec::runtime::LinuxNamespaceType;
+
+use crate::bundle::Bundle;
+use crate::cgroup::Cgroup;
+use crate::dispatch::{self, Choice, Entrypoint};
+use crate::error::Result;
+use crate::native::launch::launch;
+use crate::native::plan::{self, Payload};
+use crate::process::Process;
+use crate::rootfs::{Rootfs, RootfsMount};
+use crate::wasm;
+
+/// The three descriptors a process starts with; `None` is `/dev/null`.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+}
+
+/// Creates the container: afterwards its init process exists and waits to execute its program (OCI runtime spec,
+/// runtime.md "create").
+///
+/// # Errors
+/// Every error says what was being tried. Nothing is left behind.
+pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Container> {
+    // Each of these undoes itself when dropped, so a failure further down leaves nothing.
+    let rootfs = Rootfs::mount(rootfs, bundle.root())?;
+    let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
+    let payload = match entrypoint {
+        Entrypoint::Native => Payload::Spec,
+        Entrypoint::Wasm { module, path, function } => {
+            let runner = wasm::prepare(module, &path, function.as_deref())?;
+            let argv = runner.argv(bundle.args())?;
+            Payload::Runner { file: runner.program, pass: runner.pass, argv }
+        }
+    };
+    let cgroup =
+        Cgroup::create(bundle.id(), bundle.linux().cgroups_path().as_deref(), bundle.linux().resources().as_ref())?;
+    let (namespaces, plan) = plan::compile(&bundle, rootfs, &cgroup, stdio, payload)?;
+    let init = launch(&bundle, &namespaces, plan, &cgroup)?;
+    let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
+    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace })
+}
+
+/// A created container. [`Container::delete`] removes what it has on the host; dropping it kills it and does so too, but
+/// can't say what went wrong.
+pub struct Container {
+    choice: Choice,
+    // Dropped before the cgroup that it is in.
+    init: Arc<Process>,
+    cgroup: Cgroup,
+    owns_pid_namespace: bool,
+}
+
+impl Container {
+    /// The executor that was picked, and why.
+    pub fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    /// The first process.
+    pub fn init(&self) -> &Arc<Process> {
+        &self.init
+    }
+
+    /// Whether init has a pid namespace of its own, so that the kernel kills everything in the container when init dies
+    /// (pid_namespaces(7)). A namespace joined by path is shared.
+    pub fn owns_pid_namespace(&self) -> bool {
+        self.owns_pid_namespace
+    }
+
+    /// The pids (in the shim's namespace) of all processes in the container's cgroup and below it.
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        self.cgroup.pids()
+    }
+
+    /// Sends a signal to every process in the container's cgroup. Success when there is none.
+    pub fn signal_all(&self, signal: i32) -> Result<()> {
+        self.cgroup.signal(signal)
+    }
+
+    /// Kills what is left in the container and removes its cgroup. Its mounts went with its last process.
+    pub fn delete(self) -> Result<()> {
+        self.cgroup.signal(libc::SIGKILL)?;
+        self.cgroup.remove()
+    }
+}

@@ -1,0 +1,222 @@
+//! Which executor runs a container, and why.
+//!
+//! The first rule that matches wins:
+//! 1. an annotation names the executor; a value that is not known is an error, never a guess;
+//! 2. the sandbox (pause) container of a pod is native;
+//! 3. the entrypoint, resolved inside the rootfs, begins with WebAssembly's magic bytes;
+//! 4. otherwise native.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use crate::Kind;
+use crate::bundle::Bundle;
+use crate::error::{OrKind, Result, bail};
+use crate::native::plan::search;
+use crate::rootfs::{Rootfs, open_inside};
+use crate::wasm;
+
+/// Which executor runs a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executor {
+    /// The image's program, executed by the kernel.
+    Native,
+    /// The image's module or component, run by Wasmtime.
+    Wasm,
+}
+
+impl fmt::Display for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Executor::Native => "native",
+            Executor::Wasm => "wasm",
+        })
+    }
+}
+
+/// The outcome of dispatch: the executor, and the reason in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    pub executor: Executor,
+    pub reason: String,
+}
+
+/// What is executed.
+pub(crate) enum Entrypoint {
+    Native,
+    Wasm {
+        module: File,
+        /// As the container knows it.
+        path: String,
+        /// An export to call instead of the usual entry point.
+        function: Option<String>,
+    },
+}
+
+/// The annotations that name the executor, and their values: our own, then those of crun, youki and runwasi's users.
+const ANNOTATIONS: [(&str, &[(&str, Executor)]); 3] = [
+    ("io.containerd.hybrid.executor", &[("native", Executor::Native), ("wasm", Executor::Wasm)]),
+    ("run.oci.handler", &[("wasm", Executor::Wasm)]),
+    ("module.wasm.image/variant", &[("compat", Executor::Wasm), ("compat-smart", Executor::Wasm)]),
+];
+
+/// The CRI's annotation for what a container is in its pod.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+
+/// Picks the executor.
+///
+/// # Errors
+/// InvalidArgument for an annotation's unknown value and, when the executor is Wasm by annotation, a module that is missing.
+pub(crate) fn pick(bundle: &Bundle, rootfs: &Rootfs) -> Result<(Choice, Entrypoint)> {
+    let by_rule = match by_annotation(|key| bundle.annotation(key))? {
+        None if bundle.annotation(CONTAINER_TYPE) == Some("sandbox") => {
+            Some(Choice { executor: Executor::Native, reason: format!("annotation {CONTAINER_TYPE}=sandbox") })
+        }
+        by_rule => by_rule,
+    };
+    if let Some(choice) = by_rule {
+        let entrypoint = match choice.executor {
+            Executor::Native => Entrypoint::Native,
+            Executor::Wasm => module(bundle, rootfs)?,
+        };
+        return Ok((choice, entrypoint));
+    }
+    if let Some(mut found) = find(bundle, rootfs)?
+        && is_wasm(&mut found.file)?
+    {
+        let reason = format!("{:?} begins with WebAssembly's magic bytes", found.path);
+        return Ok((Choice { executor: Executor::Wasm, reason }, found.into()));
+    }
+    let reason = "no annotation, and the entrypoint is not WebAssembly".to_owned();
+    Ok((Choice { executor: Executor::Native, reason }, Entrypoint::Native))
+}
+
+/// Rule 1, over any source of annotations.
+fn by_annotation<'a>(annotation: impl Fn(&str) -> Option<&'a str>) -> Result<Option<Choice>> {
+    for (key, values) in ANNOTATIONS {
+        let Some(value) = annotation(key) else { continue };
+        let Some((_, executor)) = values.iter().find(|(name, _)| *name == value) else {
+            let known: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
+            bail!(InvalidArgument, "annotation {key}: unknown value {value:?}; known: {}", known.join(", "));
+        };
+        return Ok(Some(Choice { executor: *executor, reason: format!("annotation {key}={value}") }));
+    }
+    Ok(None)
+}
+
+/// The module that an annotation says there is.
+fn module(bundle: &Bundle, rootfs: &Rootfs) -> Result<Entrypoint> {
+    match find(bundle, rootfs)? {
+        Some(found) => Ok(found.into()),
+        None => {
+            let program = bundle.args().first().map(String::as_str).unwrap_or_default();
+            bail!(InvalidArgument, "process.args: {program:?}: module not found in the container")
+        }
+    }
+}
+
+/// The entrypoint's file, and its name: path, and function behind a `#`.
+struct Found {
+    file: File,
+    path: String,
+    function: Option<String>,
+}
+
+impl From<Found> for Entrypoint {
+    fn from(Found { file, path, function }: Found) -> Self {
+        Entrypoint::Wasm { module: file, path, function }
+    }
+}
+
+/// Looks for the entrypoint as the container will.
+fn find(bundle: &Bundle, rootfs: &Rootfs) -> Result<Option<Found>> {
+    let program = bundle.args().first().map(String::as_str).unwrap_or_default();
+    // A file whose name has the "#" in it comes first.
+    let (module, function) = wasm::entrypoint(program);
+    let names = [(program, None), (module, function)];
+    for (name, function) in names.iter().take(if function.is_some() { 2 } else { 1 }) {
+        for path in search(name, bundle.env("PATH")) {
+            let path = bundle.process().cwd().join(path);
+            match open(bundle, rootfs, &path) {
+                Ok(file) => {
+                    let (path, function) = (path.to_string_lossy().into_owned(), function.map(str::to_owned));
+                    return Ok(Some(Found { file, path, function }));
+                }
+                // Not a file to read is not a module; whether it is a program is the kernel's to say.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::ISDIR | Errno::LOOP | Errno::NAMETOOLONG) => {
+                }
+                Err(errno) => {
+                    return Err(errno).or_kind(Kind::Internal, || format!("process.args: open {}", path.display()));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Opens a file as the container will see it: in the bind mount that covers the path, or else in the rootfs.
+fn open(bundle: &Bundle, rootfs: &Rootfs, path: &Path) -> std::result::Result<File, Errno> {
+    let mounts = bundle.spec().mounts().as_deref().unwrap_or_default();
+    let Some(mount) = mounts.iter().rev().find(|mount| path.starts_with(mount.destination())) else {
+        return rootfs.open(path);
+    };
+    let options = mount.options().as_deref().unwrap_or_default();
+    let is_bind = mount.typ().as_deref() == Some("bind") || options.iter().any(|o| o == "bind" || o == "rbind");
+    let source: PathBuf = match mount.source() {
+        Some(source) if is_bind => bundle.path().join(source),
+        // A file system that is empty or the kernel's own.
+        _ => return Err(Errno::NOENT),
+    };
+    let below = path.strip_prefix(mount.destination()).unwrap_or(Path::new(""));
+    if below.as_os_str().is_empty() {
+        return File::open(source).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::NOENT));
+    }
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let folder = rustix::fs::open(source, flags, rustix::fs::Mode::empty())?;
+    open_inside(folder.as_fd(), below)
+}
+
+fn is_wasm(file: &mut File) -> Result<bool> {
+    use std::io::Seek;
+    let mut magic = Vec::with_capacity(4);
+    file.by_ref().take(4).read_to_end(&mut magic).or_kind(Kind::Internal, || "process.args: read the entrypoint")?;
+    file.rewind().or_kind(Kind::Internal, || "process.args: read the entrypoint")?;
+    Ok(wasm::is_wasm(&magic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pick(annotations: &[(&str, &'static str)]) -> Result<Option<Choice>> {
+        by_annotation(|key| annotations.iter().find(|(name, _)| *name == key).map(|(_, value)| *value))
+    }
+
+    #[test]
+    fn annotations_decide_and_ours_comes_first() {
+        assert_eq!(pick(&[]).unwrap(), None);
+        let cases: [(&[(&str, &'static str)], Executor); 4] = [
+            (&[("io.containerd.hybrid.executor", "native"), ("run.oci.handler", "wasm")], Executor::Native),
+            (&[("io.containerd.hybrid.executor", "wasm")], Executor::Wasm),
+            (&[("run.oci.handler", "wasm")], Executor::Wasm),
+            (&[("module.wasm.image/variant", "compat-smart")], Executor::Wasm),
+        ];
+        for (annotations, executor) in cases {
+            let choice = pick(annotations).unwrap().unwrap();
+            assert_eq!(choice.executor, executor);
+            assert!(choice.reason.starts_with("annotation "), "{}", choice.reason);
+        }
+    }
+
+    #[test]
+    fn an_unknown_value_is_an_error() {
+        let error = pick(&[("io.containerd.hybrid.executor", "gpu")]).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.to_string().contains("\"gpu\""), "{error}");
+    }
+}

@@ -1,0 +1,49 @@
+//! Calls on the shim's own process.
+
+use crate::error::{OrKind, Result, bail};
+use crate::{Kind, process, sys};
+
+/// The two sides of [`fork`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fork {
+    /// In the process that called.
+    Parent { child: u32 },
+    /// In the new one.
+    Child,
+}
+
+/// fork(2), refused unless this process has a single thread: only then may the child go on using every library
+/// (POSIX, fork: "async-signal-safe operations" otherwise).
+pub fn fork() -> Result<Fork> {
+    let threads =
+        std::fs::read_dir("/proc/self/task").or_kind(Kind::Internal, || "list threads: /proc/self/task")?.count();
+    if threads != 1 {
+        bail!(Internal, "fork with {threads} threads");
+    }
+    match sys::fork().or_kind(Kind::Unavailable, || "fork")? {
+        Some(child) => Ok(Fork::Parent { child }),
+        None => Ok(Fork::Child),
+    }
+}
+
+/// Reaps processes that this one inherited as subreaper: orphans of containers that share a pid namespace.
+/// Never a container's own process or a helper, whose status somebody waits for. Call it on SIGCHLD.
+pub fn reap_orphans() {
+    process::reap_orphans();
+}
+
+/// How long after its start a process drops the code that only starting needed, in seconds.
+const SETTLED: u32 = 1;
+
+/// Keeps the memory of a long-lived process small: threads share one malloc arena, and code that only starting needed is
+/// unmapped after a second, by SIGALRM. To be called before there are threads.
+pub fn save_memory() {
+    sys::one_malloc_arena();
+    sys::drop_code_pages_after(SETTLED);
+}
+
+/// Puts this process into a core scheduling group of its own (prctl(2), PR_SCHED_CORE_CREATE), so that its children share
+/// a core with nobody else. containerd asks for it by `SCHED_CORE` in the environment.
+pub fn new_core_scheduling_group() -> Result<()> {
+    sys::new_core_scheduling_cookie().or_kind(Kind::FailedPrecondition, || "create a core scheduling group")
+}

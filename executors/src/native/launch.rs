@@ -1,0 +1,220 @@
+//! The parent's half: clones the child, moves it into its cgroup, and turns what it reports into words.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::child::{self, GO, READY, Report};
+use super::plan::Namespaces;
+use super::step::{Plan, Program, Step};
+use crate::bundle::Bundle;
+use crate::cgroup::Cgroup;
+use crate::error::{Error, OrKind, Result};
+use crate::process::{self, Process, Starter};
+use crate::{Kind, sys};
+
+/// Makes the container's first process and returns when it is ready to execute its program.
+/// On error it is gone again.
+pub(crate) fn launch(bundle: &Bundle, namespaces: &Namespaces, plan: Plan, cgroup: &Cgroup) -> Result<Process> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .or_kind(Kind::Unavailable, || "socketpair")?;
+    let birth = cgroup.birth()?;
+    let child = {
+        let _born_in = BirthNamespace::enter(namespaces.pid.as_ref())?;
+        let run = || {
+            // The parent's end must not be open here: else end of file, its sign that this process is gone, never comes.
+            sys::close(ours.as_raw_fd());
+            child::run(&plan, theirs.as_fd())
+        };
+        process::spawn(|| sys::clone3(namespaces.flags, birth.as_ref().map(AsFd::as_fd), &run))
+            .or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?
+    };
+    drop(theirs);
+    if birth.is_none() {
+        cgroup.join(child.pid())?;
+    }
+    if let Some(score) = bundle.process().oom_score_adj() {
+        let path = format!("/proc/{}/oom_score_adj", child.pid());
+        std::fs::write(path, score.to_string())
+            .or_kind(Kind::Internal, || format!("process.oomScoreAdj: write {score}"))?;
+    }
+    if birth.is_none() {
+        // A child that is gone by now has said why.
+        let _ = go(&ours);
+    }
+    match receive(&ours)? {
+        Some(Report { step: READY, .. }) => {}
+        Some(report) => return Err(explain(&report, &Words::all(&plan))),
+        None => return Err(died(cgroup)),
+    }
+    let words = Words::from_start(&plan);
+    // Everything that the child holds is its own by now.
+    drop(plan);
+    match child.finish() {
+        Some(child) => Ok(Process::new(child, Box::new(Start { socket: ours, words }))),
+        None => Err(died(cgroup)),
+    }
+}
+
+/// While it lives, children of this thread are born in another pid namespace (pid_namespaces(7)).
+struct BirthNamespace(Option<OwnedFd>);
+
+impl BirthNamespace {
+    fn enter(namespace: Option<&OwnedFd>) -> Result<Self> {
+        let Some(namespace) = namespace else { return Ok(Self(None)) };
+        let own =
+            std::fs::File::open("/proc/thread-self/ns/pid").or_kind(Kind::Internal, || "open the own pid namespace")?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))
+            .or_kind(Kind::InvalidArgument, || "linux.namespaces: join the pid namespace")?;
+        Ok(Self(Some(own.into())))
+    }
+}
+
+impl Drop for BirthNamespace {
+    fn drop(&mut self) {
+        if let Some(own) = self.0.take()
+            && let Err(errno) = move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID))
+        {
+            // Later children of this thread would be born in a container.
+            log::error!("return to the own pid namespace: {errno}");
+            std::process::abort();
+        }
+    }
+}
+
+/// What the steps and the program are called, for the time when the plan itself is gone.
+struct Words {
+    first: u32,
+    steps: Vec<String>,
+    program: String,
+    searched: bool,
+}
+
+impl Words {
+    fn all(plan: &Plan) -> Self {
+        Self::from(plan, 0)
+    }
+
+    /// Only what can fail after the start.
+    fn from_start(plan: &Plan) -> Self {
+        let start = plan.steps.iter().position(|step| matches!(step, Step::AwaitStart)).unwrap_or(0);
+        Self::from(plan, start)
+    }
+
+    fn from(plan: &Plan, first: usize) -> Self {
+        let program = match (&plan.program, plan.argv.strings().first()) {
+            (Program::Paths(_), Some(name)) => name.to_string_lossy().into_owned(),
+            _ => "the WebAssembly runner".to_owned(),
+        };
+        let searched = !program.contains('/');
+        Self {
+            first: first as u32,
+            steps: plan.steps.iter().skip(first).map(Step::to_string).collect(),
+            program,
+            searched,
+        }
+    }
+}
+
+/// The error for a step that failed.
+fn explain(report: &Report, words: &Words) -> Error {
+    let program = &words.program;
+    let errno = Errno::from_raw_os_error(report.errno);
+    let step =
+        report.step.checked_sub(words.first).and_then(|index| words.steps.get(index as usize)).map(String::as_str);
+    let find = Step::FindProgram.to_string();
+    let (kind, text) = match (step, errno) {
+        (Some(step), Errno::NOENT) if step == find && words.searched => {
+            (Kind::InvalidArgument, format!("process.args: {program:?}: executable file not found in $PATH"))
+        }
+        (Some(step), Errno::NOENT) if step == find => {
+            (Kind::InvalidArgument, format!("process.args: {program:?}: no such file or directory"))
+        }
+        (Some(step), Errno::ACCESS) if step == find => {
+            (Kind::InvalidArgument, format!("process.args: {program:?}: permission denied: it is not executable"))
+        }
+        (Some(step), Errno::ISDIR) if step == find => {
+            (Kind::InvalidArgument, format!("process.args: {program:?}: is a directory"))
+        }
+        (Some("execve"), Errno::NOENT) => (
+            Kind::NotFound,
+            format!("exec {program:?}: no such file or directory (its interpreter or loader is missing)"),
+        ),
+        (Some("execve"), errno) => (Kind::InvalidArgument, format!("exec {program:?}: {}", describe(errno))),
+        (Some(step), errno) => {
+            let kind = match errno {
+                Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::LOOP | Errno::NAMETOOLONG | Errno::ISDIR => {
+                    Kind::InvalidArgument
+                }
+                Errno::NOMEM | Errno::NOSPC | Errno::MFILE | Errno::AGAIN => Kind::Unavailable,
+                _ => Kind::Internal,
+            };
+            (kind, format!("{step}: {}", describe(errno)))
+        }
+        (None, errno) => (Kind::Internal, describe(errno)),
+    };
+    Error::new(kind, anyhow::anyhow!(text))
+}
+
+/// The system's words for an error, as they stand in the middle of a sentence.
+fn describe(errno: Errno) -> String {
+    let text = nix::errno::Errno::from_raw(errno.raw_os_error()).desc();
+    let mut letters = text.chars();
+    match (letters.next(), letters.next()) {
+        // "Exec format error", but not "RFS specific error" or "Value too large".
+        (Some(first), Some(second)) if second.is_lowercase() => {
+            first.to_lowercase().chain([second]).chain(letters).collect()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+fn died(cgroup: &Cgroup) -> Error {
+    if cgroup.oom_killed() {
+        let text = "linux.resources.memory.limit: too low: the container's first process ran out of memory before it was ready";
+        return Error::new(Kind::InvalidArgument, anyhow::anyhow!(text));
+    }
+    Error::new(Kind::Internal, anyhow::anyhow!("the container's first process died before it was ready"))
+}
+
+/// The parent's end of the socket, kept until the start.
+struct Start {
+    socket: OwnedFd,
+    words: Words,
+}
+
+impl Starter for Start {
+    fn start(self: Box<Self>) -> Result<()> {
+        go(&self.socket)?;
+        match receive(&self.socket)? {
+            // The child's end is closed by execve.
+            None => Ok(()),
+            Some(report) => Err(explain(&report, &self.words)),
+        }
+    }
+}
+
+fn go(socket: &OwnedFd) -> Result<()> {
+    match rustix::net::send(socket, &[GO], rustix::net::SendFlags::NOSIGNAL) {
+        Ok(_) => Ok(()),
+        Err(Errno::PIPE | Errno::CONNRESET) => {
+            Err(Error::new(Kind::FailedPrecondition, anyhow::anyhow!("the container's first process is dead")))
+        }
+        Err(errno) => Err(errno).or_kind(Kind::Internal, || "send to the child"),
+    }
+}
+
+/// The next report, or `None` at the end of file.
+fn receive(socket: &OwnedFd) -> Result<Option<Report>> {
+    let mut bytes = [0; Report::SIZE];
+    loop {
+        match rustix::io::read(socket, &mut bytes) {
+            Err(Errno::INTR) => {}
+            Err(Errno::CONNRESET) | Ok(0) => return Ok(None),
+            Err(errno) => return Err(errno).or_kind(Kind::Internal, || "read the child's report"),
+            Ok(_) => return Ok(Some(Report::from_bytes(bytes))),
+        }
+    }
+}

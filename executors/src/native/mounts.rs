@@ -1,0 +1,194 @@
+//! A spec's mounts → steps. Whatever the parent can make is made here as a detached tree (binds, tmpfs, devpts, cgroups);
+//! the child makes only what shows its own namespaces (proc, sysfs, mqueue).
+//!
+//! Source: OCI runtime spec, config.md "Mounts"; mount_setattr(2), open_tree(2).
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount};
+
+use super::filesystem::{NewFilesystem, make_filesystem};
+use super::options::{Options, Recursive};
+use super::resolve::Make;
+use super::step::{Step, Target};
+use crate::bundle::Bundle;
+use crate::cgroup::Cgroup;
+use crate::error::{OrKind, Result, bail};
+use crate::rootfs::{clone_tree, set_attributes};
+use crate::sys::{self, MountAttr};
+use crate::{Error, Kind};
+
+/// Adds the steps for all mounts of the spec, in its order.
+///
+/// `base` is the propagation that binds of the host's mounts start with: MS_SLAVE, MS_PRIVATE, or 0 to keep them shared.
+pub(super) fn compile(bundle: &Bundle, cgroup: &Cgroup, base: u64, steps: &mut Vec<Step>) -> Result<()> {
+    let mut last = Vec::new();
+    for mount in bundle.spec().mounts().iter().flatten() {
+        one(bundle, mount, cgroup, base, steps, &mut last).map_err(|e: Error| {
+            let kind = if e.kind() == Kind::Internal { Kind::InvalidArgument } else { e.kind() };
+            Error::new(kind, anyhow::anyhow!("mounts: {}: {e}", mount.destination().display()))
+        })?;
+    }
+    steps.append(&mut last);
+    Ok(())
+}
+
+/// Where the spec mounts the kernel's own state so that it can be written to.
+pub(super) fn writable_of_the_kernel(bundle: &Bundle) -> impl Iterator<Item = &Path> {
+    let writable = |mount: &&Mount| {
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default()).unwrap_or_default();
+        (options.attr.set | options.recursive_attr.set) & libc::MOUNT_ATTR_RDONLY == 0
+    };
+    let mounts = bundle.spec().mounts().iter().flatten();
+    mounts
+        .filter(|mount| matches!(mount.typ().as_deref(), Some("proc" | "sysfs" | "cgroup" | "cgroup2")))
+        .filter(writable)
+        .map(|mount| mount.destination().as_path())
+}
+
+fn one(
+    bundle: &Bundle,
+    mount: &Mount,
+    group: &Cgroup,
+    base: u64,
+    steps: &mut Vec<Step>,
+    last: &mut Vec<Step>,
+) -> Result<()> {
+    let options = match Options::parse(mount.options().as_deref().unwrap_or_default()) {
+        Ok(options) => options,
+        Err(option) => bail!(Unimplemented, "option {option} is not supported"),
+    };
+    let fstype = mount.typ().as_deref().unwrap_or_default();
+    if fstype == "bind" || options.bind.is_some() {
+        return bind(bundle, mount, &options, base, steps);
+    }
+    match fstype {
+        "" | "none" => bail!(InvalidArgument, "type is missing"),
+        "proc" | "sysfs" | "mqueue" => in_the_child(mount, fstype, &options, steps),
+        "cgroup" | "cgroup2" => cgroup(bundle, mount, &options, group, steps, last),
+        _ => filesystem(mount, fstype, &options, steps, last),
+    }
+}
+
+/// A bind mount; its source is found on the host, from the bundle if it is relative.
+fn bind(bundle: &Bundle, mount: &Mount, options: &Options, base: u64, steps: &mut Vec<Step>) -> Result<()> {
+    let Some(source) = mount.source().as_deref().filter(|source| !source.as_os_str().is_empty()) else {
+        bail!(InvalidArgument, "a bind mount needs a source");
+    };
+    let source = bundle.path().join(source);
+    let what = || format!("source {}", source.display());
+    let make = make_like(&source).or_kind(Kind::InvalidArgument, what)?;
+    let tree = clone_tree(&source, options.bind.unwrap_or(Recursive::No)).or_kind(Kind::InvalidArgument, what)?;
+    if base != 0 {
+        let attr = MountAttr { propagation: base, ..MountAttr::default() };
+        sys::mount_setattr(tree.as_fd(), true, &attr).or_kind(Kind::Internal, what)?;
+    }
+    set_attributes(tree.as_fd(), options).or_kind(Kind::InvalidArgument, what)?;
+    steps.push(Step::Attach { tree, at: target(mount.destination(), make, false)? });
+    Ok(())
+}
+
+/// Whether the target of a bind must be a folder or a file.
+fn make_like(source: &Path) -> std::io::Result<Make> {
+    Ok(if std::fs::metadata(source)?.is_dir() { Make::Directory } else { Make::File })
+}
+
+/// A file system that belongs to the child's namespaces.
+fn in_the_child(mount: &Mount, fstype: &str, options: &Options, steps: &mut Vec<Step>) -> Result<()> {
+    let filesystem =
+        NewFilesystem::new(fstype, source(mount, fstype), options).or_kind(Kind::InvalidArgument, || "options")?;
+    // proc and sysfs where an image put a symlink would be somewhere else than the paths to be masked.
+    let no_symlinks = fstype != "mqueue";
+    steps.push(Step::MountNew { filesystem, at: target(mount.destination(), Make::Directory, no_symlinks)? });
+    for (propagation, recursive) in &options.propagation {
+        let attr = MountAttr { propagation: *propagation, ..MountAttr::default() };
+        steps.push(Step::SetAttr { attr, recursive: *recursive == Recursive::Yes });
+    }
+    Ok(())
+}
+
+/// Any other file system, made here.
+fn filesystem(
+    mount: &Mount,
+    fstype: &str,
+    options: &Options,
+    steps: &mut Vec<Step>,
+    last: &mut Vec<Step>,
+) -> Result<()> {
+    let mut options = options.clone();
+    if fstype == "tmpfs" && options.attr.set & libc::MOUNT_ATTR_RDONLY != 0 {
+        // Other mounts may have to make their targets in it first.
+        options.attr.set &= !libc::MOUNT_ATTR_RDONLY;
+        last.push(Step::ReadonlyMount(cstring(mount.destination())?));
+    }
+    let source = source(mount, fstype);
+    let filesystem = NewFilesystem::new(fstype, source, &options).or_kind(Kind::InvalidArgument, || "options")?;
+    let tree = make_filesystem(&filesystem).or_kind(Kind::InvalidArgument, || format!("mount {fstype} {source:?}"))?;
+    for (propagation, recursive) in &options.propagation {
+        let attr = MountAttr { propagation: *propagation, ..MountAttr::default() };
+        sys::mount_setattr(tree.as_fd(), *recursive == Recursive::Yes, &attr)
+            .or_kind(Kind::InvalidArgument, || "propagation")?;
+    }
+    steps.push(Step::Attach { tree, at: target(mount.destination(), Make::Directory, false)? });
+    Ok(())
+}
+
+/// The container's own cgroups: on v2 one folder, on v1 a tmpfs with one for each hierarchy.
+fn cgroup(
+    bundle: &Bundle,
+    mount: &Mount,
+    options: &Options,
+    cgroup: &Cgroup,
+    steps: &mut Vec<Step>,
+    last: &mut Vec<Step>,
+) -> Result<()> {
+    let at = mount.destination();
+    let bind = |path: &Path, recursive| -> Result<_> {
+        let tree = clone_tree(path, recursive).or_kind(Kind::Internal, || format!("cgroup {}", path.display()))?;
+        let private = MountAttr { propagation: libc::MS_PRIVATE, ..options.attr };
+        sys::mount_setattr(tree.as_fd(), true, &private).or_kind(Kind::Internal, || "attributes")?;
+        Ok(tree)
+    };
+    if cgroup.v2() {
+        // Without a cgroup namespace the container sees the host's hierarchy.
+        let own = bundle.namespace(LinuxNamespaceType::Cgroup).is_some();
+        let path = if own { cgroup.hierarchies().into_iter().next().map(|h| h.path) } else { None };
+        let tree = bind(&path.unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup")), Recursive::No)?;
+        steps.push(Step::Attach { tree, at: target(at, Make::Directory, false)? });
+        return Ok(());
+    }
+    let tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned)).unwrap_or_default();
+    let filesystem = NewFilesystem::new("tmpfs", "tmpfs", &tmpfs).or_kind(Kind::Internal, || "options")?;
+    let tree = make_filesystem(&filesystem).or_kind(Kind::Internal, || "mount tmpfs")?;
+    steps.push(Step::Attach { tree, at: target(at, Make::Directory, false)? });
+    for hierarchy in cgroup.hierarchies() {
+        let tree = bind(&hierarchy.path, Recursive::No)?;
+        steps.push(Step::Attach { tree, at: target(&at.join(&hierarchy.name), Make::Directory, false)? });
+        // Programs look for each controller by its own name, also where several share a hierarchy.
+        for name in hierarchy.name.split(',').filter(|name| *name != hierarchy.name) {
+            steps.push(Step::Symlink {
+                target: CString::new(hierarchy.name.as_str()).or_kind(Kind::Internal, || "name")?,
+                at: cstring(&at.join(name))?,
+            });
+        }
+    }
+    if options.attr.set & libc::MOUNT_ATTR_RDONLY != 0 {
+        last.push(Step::ReadonlyMount(cstring(at)?));
+    }
+    Ok(())
+}
+
+fn source<'a>(mount: &'a Mount, fstype: &'a str) -> &'a str {
+    mount.source().as_deref().and_then(Path::to_str).filter(|source| !source.is_empty()).unwrap_or(fstype)
+}
+
+fn target(path: &Path, make: Make, no_symlinks: bool) -> Result<Target> {
+    Ok(Target { path: cstring(path)?, make, no_symlinks })
+}
+
+pub(super) fn cstring(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).or_kind(Kind::InvalidArgument, || format!("{path:?}"))
+}

@@ -1,0 +1,352 @@
+//! A checked spec → a [`Plan`]: the order of everything that a new container's first process does to itself.
+//!
+//! Source: OCI runtime spec 1.3, runtime.md "Lifecycle", config.md, config-linux.md.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType};
+use rustix::fs::{Mode, OFlags};
+
+use super::filesystem::NewFilesystem;
+use super::mounts::{self, cstring};
+use super::options::{Options, Recursive, propagation};
+use super::step::{Plan, Program, Step};
+use super::user;
+use crate::bundle::Bundle;
+use crate::cgroup::Cgroup;
+use crate::error::{OrKind, Result, bail};
+use crate::rootfs::Rootfs;
+use crate::sys::{self, CStringArray, MountAttr};
+use crate::{Kind, Stdio};
+
+/// What clone3(2) is to do.
+pub(crate) struct Namespaces {
+    /// CLONE_NEW* of the namespaces to make.
+    pub flags: i32,
+    /// The pid namespace to be born in, where the spec names one.
+    pub pid: Option<OwnedFd>,
+}
+
+/// What the payload is: the image's program, or our runner with what it needs.
+pub(crate) enum Payload {
+    /// `process.args`, looked up in the container's PATH.
+    Spec,
+    /// Another program, already open.
+    Runner { file: OwnedFd, pass: Vec<OwnedFd>, argv: Vec<CString> },
+}
+
+/// Compiles everything. The bundle's spec was checked when it was opened; what is found out here depends on the host.
+pub(crate) fn compile(
+    bundle: &Bundle,
+    rootfs: Rootfs,
+    cgroup: &Cgroup,
+    stdio: Stdio,
+    payload: Payload,
+) -> Result<(Namespaces, Plan)> {
+    let environment = environment(bundle, &rootfs);
+    let mut steps = Vec::new();
+    steps.push(Step::Session);
+    let namespaces = namespaces(bundle, &mut steps)?;
+    steps.push(Step::Keyring(CString::new(format!("_ses.{}", bundle.id())).or_kind(Kind::InvalidArgument, || "id")?));
+    host_names(bundle, &mut steps)?;
+    steps.push(Step::Umask(0));
+    let for_guest = matches!(payload, Payload::Runner { .. });
+    file_systems(bundle, rootfs, cgroup, for_guest, &mut steps)?;
+    let process = bundle.process();
+    user::rlimits(bundle, &mut steps);
+    apparmor(bundle, &mut steps)?;
+    // From here on the container's root is "/".
+    steps.push(Step::PivotRoot);
+    if let Some((flags, recursive)) = rootfs_propagation(bundle)? {
+        let recursive = if recursive == Recursive::Yes { libc::MS_REC } else { 0 };
+        steps.push(Step::RootfsPropagation(flags | recursive));
+    }
+    if !cgroup.v2() {
+        // Moving a process takes the kernel milliseconds (it waits for an RCU grace period), so all of the above is done
+        // meanwhile.
+        steps.push(Step::AwaitCgroup);
+    }
+    if bundle.namespace(LinuxNamespaceType::Cgroup) == Some(None) {
+        // Its root is the cgroup that the process is in when it is made.
+        steps.push(Step::Unshare(libc::CLONE_NEWCGROUP, "cgroup"));
+    }
+    user::compile(bundle, stdio, &mut steps)?;
+    let (program, argv) = match payload {
+        Payload::Spec => {
+            steps.push(Step::FindProgram);
+            let argv = bundle.args().iter().map(|arg| text(arg, "process.args")).collect::<Result<_>>()?;
+            (Program::Paths(candidates(bundle, &environment)?), argv)
+        }
+        Payload::Runner { file, pass, argv } => {
+            let pass = pass.iter().map(user::above).collect::<Result<_>>()?;
+            (Program::File { file: user::above(&file)?, pass }, argv)
+        }
+    };
+    steps.push(Step::AwaitStart);
+    if process.no_new_privileges() == Some(true) {
+        // As late as can be, so that the filter need not allow what came before.
+        user::seccomp_step(bundle, &mut steps)?;
+    }
+    steps.push(Step::Exec);
+    let envp = environment.iter().map(|entry| text(entry, "process.env")).collect::<Result<_>>()?;
+    let mask = Options::parse(&["mode=0755".to_owned(), "ro".to_owned()]).unwrap_or_default();
+    let mask = NewFilesystem::new("tmpfs", "tmpfs", &mask).or_kind(Kind::Internal, || "mask")?;
+    Ok((namespaces, Plan { steps, mask, program, argv: CStringArray::new(argv), envp: CStringArray::new(envp) }))
+}
+
+/// Namespaces to make become clone flags, those to join become steps.
+fn namespaces(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<Namespaces> {
+    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Time, User, Uts};
+    let mut namespaces = Namespaces { flags: 0, pid: None };
+    for (kind, name) in
+        [(Network, "network"), (Ipc, "ipc"), (Uts, "uts"), (Pid, "pid"), (Cgroup, "cgroup"), (Mount, "mount")]
+    {
+        match (kind, bundle.namespace(kind)) {
+            (_, None) => {}
+            (Pid, Some(Some(path))) => namespaces.pid = Some(open_namespace(path, name)?),
+            (_, Some(Some(path))) => steps.push(Step::Join(open_namespace(path, name)?, name)),
+            // Made once the process is in its cgroup.
+            (Cgroup, Some(None)) => {}
+            (Network, Some(None)) => {
+                namespaces.flags |= libc::CLONE_NEWNET;
+                steps.push(Step::LoopbackUp);
+            }
+            (Ipc, Some(None)) => namespaces.flags |= libc::CLONE_NEWIPC,
+            (Uts, Some(None)) => namespaces.flags |= libc::CLONE_NEWUTS,
+            (Pid, Some(None)) => namespaces.flags |= libc::CLONE_NEWPID,
+            (Mount, Some(None)) => namespaces.flags |= libc::CLONE_NEWNS,
+            // Refused when the bundle was opened.
+            (User | Time, _) => {}
+        }
+    }
+    Ok(namespaces)
+}
+
+fn open_namespace(path: &Path, name: &str) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .or_kind(Kind::InvalidArgument, || format!("linux.namespaces: open the {name} namespace {}", path.display()))
+}
+
+fn host_names(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
+    if let Some(name) = bundle.spec().hostname().as_deref().filter(|name| !name.is_empty()) {
+        steps.push(Step::Hostname(text(name, "hostname")?));
+    }
+    if let Some(name) = bundle.spec().domainname().as_deref().filter(|name| !name.is_empty()) {
+        steps.push(Step::Domainname(text(name, "domainname")?));
+    }
+    let Some(sysctls) = bundle.linux().sysctl().as_ref().filter(|sysctls| !sysctls.is_empty()) else { return Ok(()) };
+    let proc_sys = rustix::fs::open("/proc/sys", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .or_kind(Kind::Internal, || "linux.sysctl: open /proc/sys")?;
+    let proc_sys = Arc::new(proc_sys);
+    for (key, value) in sysctls {
+        // In a key with slashes dots are part of names, such as those of VLAN interfaces (sysctl(8)).
+        let path = if key.contains('/') { key.clone() } else { key.replace('.', "/") };
+        steps.push(Step::Sysctl {
+            proc_sys: Arc::clone(&proc_sys),
+            path: text(&path, "linux.sysctl")?,
+            value: text(value, "linux.sysctl")?,
+        });
+    }
+    Ok(())
+}
+
+/// The rootfs, and all that is mounted, made, masked or made read-only in it.
+///
+/// A guest of the runner gets a copy of the tree with the kernel's own file systems read-only: with /proc/self/mem it could
+/// else write to the runner's memory, and so leave WebAssembly's sandbox.
+fn file_systems(
+    bundle: &Bundle,
+    rootfs: Rootfs,
+    cgroup: &Cgroup,
+    for_guest: bool,
+    steps: &mut Vec<Step>,
+) -> Result<()> {
+    // The host must not get the container's mounts, but (as with runc) later mounts of the host reach the container.
+    let slave = libc::MS_SLAVE;
+    let base = match rootfs_propagation(bundle)? {
+        None => slave,
+        Some((flags, _)) if flags == libc::MS_UNBINDABLE => libc::MS_PRIVATE,
+        // Binds stay in the host's peer groups.
+        Some((flags, _)) if flags == libc::MS_SHARED => 0,
+        Some((flags, _)) => flags,
+    };
+    // The old root goes away in the end, but pivot_root refuses while the new one's parent is shared.
+    let root = if base == 0 { slave } else { base };
+    steps.push(Step::RootPropagation(root | libc::MS_REC));
+    let (tree, at) = rootfs.into_parts();
+    // A copy of a shared mount (systemd makes all of a host's so) is its peer: what the container mounts in it would appear
+    // on the host, and pivot_root refuses it.
+    let attr = MountAttr { propagation: root, ..MountAttr::default() };
+    sys::mount_setattr(tree.as_fd(), true, &attr).or_kind(Kind::Internal, || "propagation of the rootfs")?;
+    steps.push(Step::AttachRootfs { tree, at: cstring(&at)? });
+    mounts::compile(bundle, cgroup, base, steps)?;
+    if !binds_dev(bundle) {
+        devices(bundle, steps)?;
+    }
+    let linux = bundle.linux();
+    for path in linux.masked_paths().iter().flatten() {
+        steps.push(Step::Mask(text(path, "linux.maskedPaths")?));
+    }
+    for path in linux.readonly_paths().iter().flatten() {
+        steps.push(Step::ReadonlyPath(text(path, "linux.readonlyPaths")?));
+    }
+    if bundle.spec().root().as_ref().and_then(|root| root.readonly()).unwrap_or(false) {
+        steps.push(Step::ReadonlyRootfs);
+    }
+    if for_guest {
+        let readonly = mounts::writable_of_the_kernel(bundle).map(cstring).collect::<Result<_>>()?;
+        steps.push(Step::GuestRoot { readonly });
+    }
+    Ok(())
+}
+
+fn rootfs_propagation(bundle: &Bundle) -> Result<Option<(u64, Recursive)>> {
+    match bundle.linux().rootfs_propagation().as_deref() {
+        None | Some("") => Ok(None),
+        Some(word) => match propagation(word) {
+            Some(propagation) => Ok(Some(propagation)),
+            None => bail!(InvalidArgument, "linux.rootfsPropagation: {word:?} is not a propagation"),
+        },
+    }
+}
+
+/// Whether the host's /dev is the container's, so that nothing may be made in it.
+fn binds_dev(bundle: &Bundle) -> bool {
+    bundle.spec().mounts().iter().flatten().any(|mount| {
+        let options = mount.options().as_deref().unwrap_or_default();
+        mount.destination() == Path::new("/dev") && options.iter().any(|option| option == "bind" || option == "rbind")
+    })
+}
+
+/// Device nodes: those that the spec supplies by default, then its own; and the usual symlinks (config-linux.md,
+/// "Default Devices"; runtime-linux.md "Dev symbolic links").
+fn devices(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
+    const DEFAULT: [(&str, u32, u32); 6] = [
+        ("/dev/null", 1, 3),
+        ("/dev/zero", 1, 5),
+        ("/dev/full", 1, 7),
+        ("/dev/random", 1, 8),
+        ("/dev/urandom", 1, 9),
+        ("/dev/tty", 5, 0),
+    ];
+    let own = bundle.linux().devices().as_deref().unwrap_or_default();
+    for (path, major, minor) in DEFAULT {
+        if own.iter().any(|device| device.path() == Path::new(path)) {
+            continue;
+        }
+        steps.push(Step::Device {
+            path: text(path, "linux.devices")?,
+            mode: libc::S_IFCHR | 0o666,
+            device: rustix::fs::makedev(major, minor),
+            uid: 0,
+            gid: 0,
+        });
+    }
+    for device in own {
+        steps.push(node(device)?);
+    }
+    const LINKS: [(&str, &str); 5] = [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+        ("pts/ptmx", "/dev/ptmx"),
+    ];
+    for (target, at) in LINKS {
+        steps.push(Step::Symlink { target: text(target, "/dev")?, at: text(at, "/dev")? });
+    }
+    Ok(())
+}
+
+fn node(device: &LinuxDevice) -> Result<Step> {
+    let what = || format!("linux.devices: {}", device.path().display());
+    let kind = match device.typ() {
+        LinuxDeviceType::B => libc::S_IFBLK,
+        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
+        LinuxDeviceType::P => libc::S_IFIFO,
+        LinuxDeviceType::A => bail!(InvalidArgument, "{}: type \"a\" is not a kind of file", what()),
+    };
+    let number = |number: i64| u32::try_from(number).or_kind(Kind::InvalidArgument, what);
+    Ok(Step::Device {
+        path: cstring(device.path())?,
+        mode: kind | (device.file_mode().unwrap_or(0o666) & 0o7777),
+        device: rustix::fs::makedev(number(device.major())?, number(device.minor())?),
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    })
+}
+
+fn apparmor(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
+    let Some(profile) = bundle.process().apparmor_profile().as_deref().filter(|profile| !profile.is_empty()) else {
+        return Ok(());
+    };
+    let enabled =
+        std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'));
+    if !enabled {
+        bail!(FailedPrecondition, "process.apparmorProfile: {profile}: this host has no AppArmor");
+    }
+    steps.push(Step::AppArmor(text(&format!("exec {profile}"), "process.apparmorProfile")?));
+    Ok(())
+}
+
+/// The spec's environment. HOME is added from the image's /etc/passwd where the spec has none, as runc and crun do.
+fn environment(bundle: &Bundle, rootfs: &Rootfs) -> Vec<String> {
+    let mut environment = bundle.process().env().clone().unwrap_or_default();
+    if bundle.env("HOME").is_none() {
+        let home = home(rootfs, bundle.process().user().uid()).unwrap_or_else(|| "/".to_owned());
+        environment.push(format!("HOME={home}"));
+    }
+    environment
+}
+
+/// The home folder of a user in the rootfs's /etc/passwd (passwd(5)).
+fn home(rootfs: &Rootfs, uid: u32) -> Option<String> {
+    use std::io::Read;
+    /// As much of the file as is read: an image could hold anything.
+    const MAX: u64 = 1 << 20;
+    let mut text = String::new();
+    rootfs.open(Path::new("/etc/passwd")).ok()?.take(MAX).read_to_string(&mut text).ok()?;
+    let mut users = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let user = users.find(|fields| fields.get(2).is_some_and(|id| *id == uid.to_string()))?;
+    user.get(5).filter(|home| !home.is_empty() && !home.contains('\0')).map(|home| (*home).to_owned())
+}
+
+/// Where `args[0]` may be: itself if it has a slash, else in each folder of the container's PATH (execvp(3)).
+fn candidates(bundle: &Bundle, environment: &[String]) -> Result<Vec<CString>> {
+    let Some(program) = bundle.args().first() else { bail!(InvalidArgument, "process.args: empty") };
+    let path = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH="));
+    search(program, path).iter().map(|path| text(path, "process.args")).collect()
+}
+
+/// The paths to try for a program, in order. An unset PATH is the usual default; relative folders in it are skipped, as a
+/// program found by the current folder is a known trap.
+pub(crate) fn search(program: &str, path: Option<&str>) -> Vec<String> {
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    let path = path.unwrap_or("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    path.split(':')
+        .filter(|folder| folder.starts_with('/'))
+        .map(|folder| format!("{}/{program}", folder.trim_end_matches('/')))
+        .collect()
+}
+
+pub(super) fn text(value: &str, field: &'static str) -> Result<CString> {
+    CString::new(value).or_kind(Kind::InvalidArgument, || format!("{field}: {value:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_looked_for_in_path() {
+        assert_eq!(search("/bin/a", Some("/x")), ["/bin/a"]);
+        assert_eq!(search("./a", Some("/x")), ["./a"]);
+        assert_eq!(search("a", Some("/x:.:/y/:")), ["/x/a", "/y/a"]);
+        assert_eq!(search("a", None).len(), 6);
+    }
+}

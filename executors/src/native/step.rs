@@ -1,0 +1,230 @@
+//! The steps of a plan: what a new process does to itself, in order, until it executes its program.
+//!
+//! A step holds everything it needs, descriptors and C strings, so that running it only makes system calls.
+
+use std::ffi::CString;
+use std::fmt;
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use super::filesystem::NewFilesystem;
+use super::resolve::Make;
+use crate::sys::{BpfProgram, CStringArray, MountAttr};
+
+/// A place inside the rootfs.
+pub(crate) struct Target {
+    /// Absolute as in the spec; resolved inside the rootfs.
+    pub path: CString,
+    /// What to make there if it is missing.
+    pub make: Make,
+    /// Refuse symlinks on the way: for procfs and sysfs, whose paths later steps trust (CVE-2023-27561).
+    pub no_symlinks: bool,
+}
+
+/// The program that the last step executes.
+pub(crate) enum Program {
+    /// The candidates for `args[0]`, in the order of PATH; the first that can be executed is taken.
+    Paths(Vec<CString>),
+    /// An open file, executed with these descriptors as 3, 4, …
+    File { file: OwnedFd, pass: Vec<OwnedFd> },
+}
+
+/// One step.
+pub(crate) enum Step {
+    /// Wait until the parent has moved this process into its cgroups.
+    AwaitCgroup,
+    /// A session of its own, so that signals to the shim's terminal don't reach it.
+    Session,
+    /// Join the namespace behind the descriptor. The text says which, for errors.
+    Join(OwnedFd, &'static str),
+    /// Namespaces that must be made after the process is in its cgroups.
+    Unshare(i32, &'static str),
+    Keyring(CString),
+    /// Bring up the loopback interface of a new network namespace.
+    LoopbackUp,
+    Hostname(CString),
+    Domainname(CString),
+    /// Write `value` to `path` below the host's /proc/sys, held by the descriptor.
+    Sysctl {
+        proc_sys: std::sync::Arc<OwnedFd>,
+        path: CString,
+        value: CString,
+    },
+    /// Change the propagation of `/` and all below it.
+    RootPropagation(u64),
+    /// Attach the rootfs at this path of the host and make it what later targets are resolved in.
+    AttachRootfs {
+        tree: OwnedFd,
+        at: CString,
+    },
+    /// Attach a detached mount tree.
+    Attach {
+        tree: OwnedFd,
+        at: Target,
+    },
+    /// Make attributes or propagation of the mount attached by the last `Attach` or `MountNew` so.
+    SetAttr {
+        attr: MountAttr,
+        recursive: bool,
+    },
+    /// Make a file system and attach it.
+    MountNew {
+        filesystem: NewFilesystem,
+        at: Target,
+    },
+    Device {
+        path: CString,
+        mode: u32,
+        device: u64,
+        uid: u32,
+        gid: u32,
+    },
+    Symlink {
+        target: CString,
+        at: CString,
+    },
+    /// Hide a path: a file behind /dev/null, a folder behind an empty read-only tmpfs. Missing paths are skipped.
+    Mask(CString),
+    /// Make a path read-only. Missing paths are skipped.
+    ReadonlyPath(CString),
+    /// Make the mount at a path read-only, after everything below it was attached.
+    ReadonlyMount(CString),
+    /// Make the rootfs itself read-only.
+    ReadonlyRootfs,
+    /// Keep a copy of the finished mount tree, to be passed to the runner behind its other descriptors. These mounts, which
+    /// are writable, are read-only in the copy.
+    GuestRoot {
+        readonly: Vec<CString>,
+    },
+    PivotRoot,
+    /// Propagation of the rootfs mount, after it became `/`.
+    RootfsPropagation(u64),
+    /// The three standard descriptors, made the user's so that it may reopen them by /proc/self/fd.
+    Stdio {
+        fds: [OwnedFd; 3],
+        uid: u32,
+    },
+    Rlimit(Resource, Rlimit),
+    /// AppArmor profile for the next execve(2).
+    AppArmor(CString),
+    /// Capabilities to drop from the bounding set.
+    BoundingSet {
+        keep: CapabilitySet,
+    },
+    /// Keep permitted capabilities over the change of user.
+    KeepCapabilities,
+    Groups(Vec<rustix::fs::Gid>),
+    Ids {
+        uid: u32,
+        gid: u32,
+    },
+    Capabilities {
+        sets: CapabilitySets,
+        ambient: CapabilitySet,
+    },
+    Umask(u32),
+    Cwd(CString),
+    NoNewPrivileges,
+    Seccomp {
+        program: std::sync::Arc<BpfProgram>,
+        flags: u32,
+    },
+    /// Look for the program, so that a missing one is told at create.
+    FindProgram,
+    /// Report that everything is ready, and wait for the start.
+    AwaitStart,
+    Exec,
+}
+
+impl Step {
+    /// Rlimit resources by their OCI names.
+    pub fn rlimit_name(resource: Resource) -> String {
+        format!("RLIMIT_{}", format!("{resource:?}").to_uppercase())
+    }
+}
+
+/// What was being tried, in words, with the field of the spec where there is one: for error messages.
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::AwaitCgroup => write!(f, "wait for the cgroup"),
+            Step::Session => write!(f, "setsid"),
+            Step::Join(_, name) => write!(f, "linux.namespaces: join the {name} namespace"),
+            Step::Unshare(_, name) => write!(f, "linux.namespaces: make a {name} namespace"),
+            Step::Keyring(_) => write!(f, "join a session keyring"),
+            Step::LoopbackUp => write!(f, "bring up the loopback interface"),
+            Step::Hostname(name) => write!(f, "hostname: set {name:?}"),
+            Step::Domainname(name) => write!(f, "domainname: set {name:?}"),
+            Step::Sysctl { path, value, .. } => write!(f, "linux.sysctl: write {value:?} to /proc/sys/{}", Text(path)),
+            Step::RootPropagation(_) => write!(f, "linux.rootfsPropagation: change the propagation of /"),
+            Step::AttachRootfs { at, .. } => write!(f, "root: attach the rootfs at {}", Text(at)),
+            Step::Attach { at, .. } => write!(f, "mounts: attach at {}", Text(&at.path)),
+            Step::SetAttr { .. } => write!(f, "mounts: mount_setattr"),
+            Step::MountNew { filesystem, at } => {
+                write!(f, "mounts: mount {} at {}", Text(&filesystem.fstype), Text(&at.path))
+            }
+            Step::Device { path, .. } => write!(f, "linux.devices: make {}", Text(path)),
+            Step::Symlink { target, at } => write!(f, "symlink {} to {}", Text(at), Text(target)),
+            Step::Mask(path) => write!(f, "linux.maskedPaths: mask {}", Text(path)),
+            Step::ReadonlyPath(path) => write!(f, "linux.readonlyPaths: make {} read-only", Text(path)),
+            Step::ReadonlyMount(path) => write!(f, "mounts: make {} read-only", Text(path)),
+            Step::GuestRoot { .. } => write!(f, "copy the mount tree for the guest"),
+            Step::ReadonlyRootfs => write!(f, "root.readonly: make the rootfs read-only"),
+            Step::PivotRoot => write!(f, "pivot_root"),
+            Step::RootfsPropagation(_) => write!(f, "linux.rootfsPropagation: change the propagation of the rootfs"),
+            Step::Stdio { .. } => write!(f, "set up stdio"),
+            Step::Rlimit(resource, limit) => write!(
+                f,
+                "process.rlimits: set {} to {} (hard {})",
+                Step::rlimit_name(*resource),
+                Limit(limit.current),
+                Limit(limit.maximum)
+            ),
+            Step::AppArmor(profile) => write!(f, "process.apparmorProfile: {}", Text(profile)),
+            Step::BoundingSet { .. } => write!(f, "process.capabilities.bounding: drop the others"),
+            Step::KeepCapabilities => write!(f, "keep capabilities"),
+            Step::Groups(_) => write!(f, "process.user.additionalGids: setgroups"),
+            Step::Ids { uid, gid } => write!(f, "process.user: become {uid}:{gid}"),
+            Step::Capabilities { .. } => write!(f, "process.capabilities: set"),
+            Step::Umask(mask) => write!(f, "process.user.umask: {mask:04o}"),
+            Step::Cwd(path) => write!(f, "process.cwd: chdir to {}", Text(path)),
+            Step::NoNewPrivileges => write!(f, "process.noNewPrivileges"),
+            Step::Seccomp { .. } => write!(f, "linux.seccomp: load the filter"),
+            Step::FindProgram => write!(f, "process.args: find the program"),
+            Step::AwaitStart => write!(f, "wait for the start"),
+            Step::Exec => write!(f, "execve"),
+        }
+    }
+}
+
+/// A path for people.
+struct Text<'a>(&'a CString);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.to_string_lossy())
+    }
+}
+
+struct Limit(Option<u64>);
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(n) => write!(f, "{n}"),
+            None => write!(f, "unlimited"),
+        }
+    }
+}
+
+/// Everything the child runs: the steps, then the program.
+pub(crate) struct Plan {
+    pub steps: Vec<Step>,
+    /// What masked folders are hidden behind.
+    pub mask: NewFilesystem,
+    pub program: Program,
+    pub argv: CStringArray,
+    pub envp: CStringArray,
+}

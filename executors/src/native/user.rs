@@ -1,0 +1,199 @@
+//! Who the process is: stdio, user, groups, capabilities, limits, and the seccomp filter, as steps.
+//!
+//! Source: OCI runtime spec, config.md "POSIX process" and "Linux Process"; capabilities(7).
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use oci_spec::runtime::{Capability, LinuxCapabilities, PosixRlimitType};
+use rustix::fs::{Gid, Mode, OFlags};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use super::mounts::cstring;
+use super::seccomp;
+use super::step::Step;
+use crate::bundle::Bundle;
+use crate::error::{OrKind, Result};
+use crate::{Kind, Stdio};
+
+/// Descriptors that the child duplicates onto low numbers are kept above this one, so that none is in another's way.
+const ABOVE: i32 = 16;
+
+/// Resource limits (getrlimit(2)).
+pub(super) fn rlimits(bundle: &Bundle, steps: &mut Vec<Step>) {
+    for limit in bundle.process().rlimits().iter().flatten() {
+        steps.push(Step::Rlimit(
+            resource(limit.typ()),
+            Rlimit { current: number(limit.soft()), maximum: number(limit.hard()) },
+        ));
+    }
+}
+
+/// Stdio, user, groups, capabilities, umask, cwd and no_new_privs, in the order in which each still may.
+pub(super) fn compile(bundle: &Bundle, stdio: Stdio, steps: &mut Vec<Step>) -> Result<()> {
+    let process = bundle.process();
+    let user = process.user();
+    let (uid, gid) = (user.uid(), user.gid());
+    let fds = [standard(stdio.stdin)?, standard(stdio.stdout)?, standard(stdio.stderr)?];
+    steps.push(Step::Stdio { fds, uid });
+    let no_new_privileges = process.no_new_privileges() == Some(true);
+    if no_new_privileges {
+        steps.push(Step::NoNewPrivileges);
+    } else {
+        // Without no_new_privs a filter takes CAP_SYS_ADMIN, which is about to be dropped (seccomp(2)).
+        seccomp_step(bundle, steps)?;
+    }
+    let capabilities = Capabilities::new(process.capabilities().as_ref());
+    steps.push(Step::BoundingSet { keep: capabilities.bounding });
+    steps.push(Step::KeepCapabilities);
+    let groups = user.additional_gids().as_deref().unwrap_or_default();
+    steps.push(Step::Groups(groups.iter().map(|gid| Gid::from_raw(*gid)).collect()));
+    steps.push(Step::Ids { uid, gid });
+    steps.push(Step::Capabilities { sets: capabilities.sets, ambient: capabilities.ambient });
+    steps.push(Step::Cwd(cstring(process.cwd())?));
+    steps.push(Step::Umask(user.umask().unwrap_or(0o022)));
+    Ok(())
+}
+
+pub(super) fn seccomp_step(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
+    if let Some(profile) = bundle.linux().seccomp() {
+        steps.extend(seccomp::step(profile)?);
+    }
+    Ok(())
+}
+
+struct Capabilities {
+    bounding: CapabilitySet,
+    sets: CapabilitySets,
+    ambient: CapabilitySet,
+}
+
+impl Capabilities {
+    /// The five sets; those that the host's kernel doesn't know or that this shim itself lacks are left out, as runc does.
+    fn new(spec: Option<&LinuxCapabilities>) -> Self {
+        let held = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
+        let set = |list: Option<&Option<std::collections::HashSet<Capability>>>| {
+            let list = list.and_then(Option::as_ref).into_iter().flatten();
+            list.fold(CapabilitySet::empty(), |set, capability| set | capability_bit(*capability)) & held
+        };
+        let permitted = set(spec.map(LinuxCapabilities::permitted));
+        let inheritable = set(spec.map(LinuxCapabilities::inheritable));
+        Self {
+            bounding: set(spec.map(LinuxCapabilities::bounding)),
+            // The kernel refuses an effective or ambient set beyond the permitted one (capabilities(7)).
+            sets: CapabilitySets {
+                effective: set(spec.map(LinuxCapabilities::effective)) & permitted,
+                permitted,
+                inheritable,
+            },
+            ambient: set(spec.map(LinuxCapabilities::ambient)) & permitted & inheritable,
+        }
+    }
+}
+
+fn capability_bit(capability: Capability) -> CapabilitySet {
+    use Capability as C;
+    match capability {
+        C::AuditControl => CapabilitySet::AUDIT_CONTROL,
+        C::AuditRead => CapabilitySet::AUDIT_READ,
+        C::AuditWrite => CapabilitySet::AUDIT_WRITE,
+        C::BlockSuspend => CapabilitySet::BLOCK_SUSPEND,
+        C::Bpf => CapabilitySet::BPF,
+        C::CheckpointRestore => CapabilitySet::CHECKPOINT_RESTORE,
+        C::Chown => CapabilitySet::CHOWN,
+        C::DacOverride => CapabilitySet::DAC_OVERRIDE,
+        C::DacReadSearch => CapabilitySet::DAC_READ_SEARCH,
+        C::Fowner => CapabilitySet::FOWNER,
+        C::Fsetid => CapabilitySet::FSETID,
+        C::IpcLock => CapabilitySet::IPC_LOCK,
+        C::IpcOwner => CapabilitySet::IPC_OWNER,
+        C::Kill => CapabilitySet::KILL,
+        C::Lease => CapabilitySet::LEASE,
+        C::LinuxImmutable => CapabilitySet::LINUX_IMMUTABLE,
+        C::MacAdmin => CapabilitySet::MAC_ADMIN,
+        C::MacOverride => CapabilitySet::MAC_OVERRIDE,
+        C::Mknod => CapabilitySet::MKNOD,
+        C::NetAdmin => CapabilitySet::NET_ADMIN,
+        C::NetBindService => CapabilitySet::NET_BIND_SERVICE,
+        C::NetBroadcast => CapabilitySet::NET_BROADCAST,
+        C::NetRaw => CapabilitySet::NET_RAW,
+        C::Perfmon => CapabilitySet::PERFMON,
+        C::Setgid => CapabilitySet::SETGID,
+        C::Setfcap => CapabilitySet::SETFCAP,
+        C::Setpcap => CapabilitySet::SETPCAP,
+        C::Setuid => CapabilitySet::SETUID,
+        C::SysAdmin => CapabilitySet::SYS_ADMIN,
+        C::SysBoot => CapabilitySet::SYS_BOOT,
+        C::SysChroot => CapabilitySet::SYS_CHROOT,
+        C::SysModule => CapabilitySet::SYS_MODULE,
+        C::SysNice => CapabilitySet::SYS_NICE,
+        C::SysPacct => CapabilitySet::SYS_PACCT,
+        C::SysPtrace => CapabilitySet::SYS_PTRACE,
+        C::SysRawio => CapabilitySet::SYS_RAWIO,
+        C::SysResource => CapabilitySet::SYS_RESOURCE,
+        C::SysTime => CapabilitySet::SYS_TIME,
+        C::SysTtyConfig => CapabilitySet::SYS_TTY_CONFIG,
+        C::Syslog => CapabilitySet::SYSLOG,
+        C::WakeAlarm => CapabilitySet::WAKE_ALARM,
+    }
+}
+
+fn resource(kind: PosixRlimitType) -> Resource {
+    match kind {
+        PosixRlimitType::RlimitCpu => Resource::Cpu,
+        PosixRlimitType::RlimitFsize => Resource::Fsize,
+        PosixRlimitType::RlimitData => Resource::Data,
+        PosixRlimitType::RlimitStack => Resource::Stack,
+        PosixRlimitType::RlimitCore => Resource::Core,
+        PosixRlimitType::RlimitRss => Resource::Rss,
+        PosixRlimitType::RlimitNproc => Resource::Nproc,
+        PosixRlimitType::RlimitNofile => Resource::Nofile,
+        PosixRlimitType::RlimitMemlock => Resource::Memlock,
+        PosixRlimitType::RlimitAs => Resource::As,
+        PosixRlimitType::RlimitLocks => Resource::Locks,
+        PosixRlimitType::RlimitSigpending => Resource::Sigpending,
+        PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
+        PosixRlimitType::RlimitNice => Resource::Nice,
+        PosixRlimitType::RlimitRtprio => Resource::Rtprio,
+        PosixRlimitType::RlimitRttime => Resource::Rttime,
+    }
+}
+
+/// All ones is no limit (getrlimit(2), RLIM_INFINITY).
+fn number(limit: u64) -> Option<u64> {
+    (limit != u64::MAX).then_some(limit)
+}
+
+/// One of the three standard descriptors, or /dev/null; above the numbers that they end on.
+fn standard(fd: Option<OwnedFd>) -> Result<OwnedFd> {
+    match fd {
+        Some(fd) => above(&fd),
+        None => {
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                .or_kind(Kind::Internal, || "open /dev/null")?;
+            above(&null)
+        }
+    }
+}
+
+pub(super) fn above(fd: impl AsFd) -> Result<OwnedFd> {
+    fcntl_dupfd_cloexec(fd, ABOVE).or_kind(Kind::Unavailable, || "duplicate a descriptor")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_capability_is_its_kernel_number() {
+        assert_eq!(capability_bit(Capability::Chown).bits(), 1);
+        assert_eq!(capability_bit(Capability::SysAdmin).bits(), 1 << 21);
+        assert_eq!(capability_bit(Capability::CheckpointRestore).bits(), 1 << 40);
+    }
+
+    #[test]
+    fn no_limit_is_all_ones() {
+        assert_eq!((number(u64::MAX), number(0)), (None, Some(0)));
+    }
+}

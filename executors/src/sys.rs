@@ -1,0 +1,466 @@
+//! The crate's `unsafe`: system calls that the libraries lack or that they would wrap too thickly.
+//!
+//! Everything that [`crate::native::child`] calls here makes one system call on memory prepared before: no allocation, no
+//! lock, and no glibc wrapper that talks to other threads (its setuid and setgroups do; see nptl(7)).
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_long};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+use rustix::io::{Errno, Result};
+
+/// Turns a system call's return value into a result.
+fn check(value: c_long) -> Result<c_long> {
+    if value < 0 {
+        // SAFETY: errno is this thread's own.
+        return Err(Errno::from_raw_os_error(unsafe { *libc::__errno_location() }));
+    }
+    Ok(value)
+}
+
+/// `struct clone_args` of clone3(2), up to and including `cgroup` (CLONE_ARGS_SIZE_VER2).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// libc's constant is too narrow for its value.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// A process made by [`clone3`], as its parent sees it.
+pub(crate) struct Cloned {
+    pub pid: u32,
+    pub pidfd: OwnedFd,
+}
+
+/// clone3(2) without a new stack: `child` runs in a copy of this process and never comes back.
+///
+/// `flags` are CLONE_NEW* flags; CLONE_PIDFD is added, and CLONE_INTO_CGROUP when `cgroup` is given.
+///
+/// The copy has this thread only, and locks (malloc's too) may be held in it for ever by threads it doesn't have: `child`
+/// may only make system calls on memory that exists already.
+pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>, child: &dyn Fn() -> c_int) -> Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    let mut args = CloneArgs {
+        flags: flags as u64 | libc::CLONE_PIDFD as u64,
+        pidfd: &raw mut pidfd as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: args is a valid clone_args of the size given, and outlives the call. Without CLONE_VM the child has its own
+    // copy of all memory, so nothing is aliased; it leaves by _exit below and never returns into the caller's frames.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
+    if pid == 0 {
+        exit(child());
+    }
+    // SAFETY: with CLONE_PIDFD the kernel stored a new descriptor, which nobody else owns.
+    Ok(Cloned { pid: pid as u32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// fork(2): `None` in the child, its pid in the parent. The caller has seen to it that there is one thread only.
+pub(crate) fn fork() -> Result<Option<u32>> {
+    // SAFETY: the process has one thread, so the child may go on using every library.
+    let pid = check(c_long::from(unsafe { libc::fork() }))?;
+    Ok((pid != 0).then_some(pid as u32))
+}
+
+/// Ends this process at once, without running destructors or exit handlers.
+pub(crate) fn exit(code: c_int) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// A null-terminated array of C strings, as execve(2) wants it; built before a clone and read after it.
+#[derive(Debug)]
+pub(crate) struct CStringArray {
+    strings: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+// SAFETY: the pointers point into `strings`, which is owned beside them and never changed.
+unsafe impl Send for CStringArray {}
+// SAFETY: as above; there is no interior mutability.
+unsafe impl Sync for CStringArray {}
+
+impl CStringArray {
+    pub fn new(strings: Vec<CString>) -> Self {
+        let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
+        Self { strings, pointers }
+    }
+
+    pub fn strings(&self) -> &[CString] {
+        &self.strings
+    }
+}
+
+/// execve(2). Returns only when it failed.
+pub(crate) fn execve(path: &CStr, argv: &CStringArray, envp: &CStringArray) -> Errno {
+    // SAFETY: path is a C string, and both arrays end with a null pointer and point to C strings that they own.
+    let result =
+        unsafe { libc::syscall(libc::SYS_execve, path.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr()) };
+    check(result).err().unwrap_or(Errno::INVAL)
+}
+
+/// execveat(2) of an open file. Returns only when it failed.
+pub(crate) fn fexecve(file: BorrowedFd<'_>, argv: &CStringArray, envp: &CStringArray) -> Errno {
+    // SAFETY: as for execve; the empty path with AT_EMPTY_PATH names the descriptor itself.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            argv.pointers.as_ptr(),
+            envp.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    check(result).err().unwrap_or(Errno::INVAL)
+}
+
+/// `struct mount_attr` of mount_setattr(2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MountAttr {
+    /// MOUNT_ATTR_* to set.
+    pub set: u64,
+    /// MOUNT_ATTR_* to clear.
+    pub clear: u64,
+    /// MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE, or 0 to leave it.
+    pub propagation: u64,
+    /// A user namespace for an id-mapped mount.
+    pub userns_fd: u64,
+}
+
+impl MountAttr {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// mount_setattr(2) on the mount that `mount` refers to, and on all below it if `recursive`.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: attr is a valid mount_attr of the size given.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            attr as *const MountAttr,
+            size_of::<MountAttr>(),
+        )
+    })?;
+    Ok(())
+}
+
+/// unshare(2) of namespaces. With CLONE_FILES descriptors would be at stake; namespaces never are.
+pub(crate) fn unshare(namespaces: c_int) -> Result<()> {
+    // SAFETY: unshare takes no pointers.
+    check(c_long::from(unsafe { libc::unshare(namespaces) }))?;
+    Ok(())
+}
+
+/// Sets every signal to its default action and unblocks all: what execve(2) would keep of the shim's own choice.
+pub(crate) fn reset_signals() -> Result<()> {
+    // The kernel's struct sigaction with the default handler is all zeroes, whatever the architecture's layout.
+    let default = [0u64; 4];
+    const SIGSET_SIZE: usize = 8;
+    for signal in 1..=64 {
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
+            continue;
+        }
+        // SAFETY: `default` is at least as large as the kernel's struct sigaction; no old action is asked for.
+        check(unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), SIGSET_SIZE)
+        })?;
+    }
+    let none = 0u64;
+    // SAFETY: `none` is a kernel sigset_t of SIGSET_SIZE bytes.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null::<u64>(),
+            SIGSET_SIZE,
+        )
+    })?;
+    Ok(())
+}
+
+/// keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: a new session keyring of that name.
+pub(crate) fn join_session_keyring(name: &CStr) -> Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    // SAFETY: name is a C string.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })?;
+    Ok(())
+}
+
+/// A compiled seccomp filter: classic BPF, eight bytes an instruction.
+pub(crate) struct BpfProgram(Vec<libc::sock_filter>);
+
+impl BpfProgram {
+    /// From the bytes that libseccomp's `seccomp_export_bpf` wrote.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let instruction = |b: &[u8]| libc::sock_filter {
+            code: u16::from_ne_bytes([b[0], b[1]]),
+            jt: b[2],
+            jf: b[3],
+            k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+        };
+        Self(bytes.chunks_exact(8).map(instruction).collect())
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// seccomp(2) SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_* `flags`.
+pub(crate) fn seccomp_filter(program: &BpfProgram, flags: u32) -> Result<()> {
+    let fprog = libc::sock_fprog { len: program.0.len() as u16, filter: program.0.as_ptr().cast_mut() };
+    // SAFETY: fprog describes the program's own memory, which the kernel only reads.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const fprog) })?;
+    Ok(())
+}
+
+/// A core scheduling cookie of its own for this process: prctl(2) PR_SCHED_CORE_CREATE.
+pub(crate) fn new_core_scheduling_cookie() -> Result<()> {
+    const PR_SCHED_CORE: c_int = 62;
+    const PR_SCHED_CORE_CREATE: usize = 1;
+    const PIDTYPE_TGID: usize = 1;
+    // SAFETY: the operation takes no pointers.
+    check(c_long::from(unsafe { libc::prctl(PR_SCHED_CORE, PR_SCHED_CORE_CREATE, 0usize, PIDTYPE_TGID, 0usize) }))?;
+    Ok(())
+}
+
+/// A child that ended, from waitid(2).
+pub(crate) struct Waited {
+    pub pid: u32,
+    /// Its exit code, or 128 + n when signal n ended it.
+    pub code: u32,
+}
+
+/// Which child to wait for.
+pub(crate) enum WaitFor<'a> {
+    Any,
+    Pid(u32),
+    PidFd(BorrowedFd<'a>),
+}
+
+/// waitid(2) for ended children; `None` when WNOHANG is in `options` and there is none.
+pub(crate) fn waitid(which: WaitFor<'_>, options: c_int) -> Result<Option<Waited>> {
+    let (kind, id) = match which {
+        WaitFor::Any => (libc::P_ALL, 0),
+        WaitFor::Pid(pid) => (libc::P_PID, pid),
+        WaitFor::PidFd(fd) => (libc::P_PIDFD, fd.as_raw_fd() as u32),
+    };
+    // SAFETY: all zeroes is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: info is valid for writes.
+    check(c_long::from(unsafe { libc::waitid(kind, id, &raw mut info, libc::WEXITED | options) }))?;
+    // SAFETY: waitid filled in these fields, or left the zeroes.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let code = if info.si_code == libc::CLD_EXITED { status } else { 128 + status };
+    Ok((pid != 0).then_some(Waited { pid: pid as u32, code: code as u32 }))
+}
+
+/// pidfd_send_signal(2), for any signal number the kernel knows.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<()> {
+    // SAFETY: no siginfo is given, and flags must be 0.
+    check(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    })?;
+    Ok(())
+}
+
+/// kill(2) of one process by pid, for processes that are nobody's children here.
+pub(crate) fn kill(pid: u32, signal: c_int) -> Result<()> {
+    // SAFETY: kill takes no pointers.
+    check(c_long::from(unsafe { libc::kill(pid as libc::pid_t, signal) }))?;
+    Ok(())
+}
+
+/// dup2(2), with `number` kept over execve even where both are the same.
+pub(crate) fn dup2(fd: BorrowedFd<'_>, number: RawFd) -> Result<()> {
+    let fd = fd.as_raw_fd();
+    if fd == number {
+        // SAFETY: F_SETFD takes an int and touches no memory.
+        check(c_long::from(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }))?;
+        return Ok(());
+    }
+    // SAFETY: called in a cloned child just before execve, where every descriptor is the plan's to replace.
+    check(unsafe { libc::syscall(libc::SYS_dup3, fd, number, 0) })?;
+    Ok(())
+}
+
+/// close_range(2) with CLOSE_RANGE_CLOEXEC from `first` to the end.
+pub(crate) fn close_range_on_exec(first: RawFd) -> Result<()> {
+    // SAFETY: only flags of descriptors change.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
+    Ok(())
+}
+
+/// Leaves a descriptor open until execve or the end of the process, where closing it would only cost a system call.
+pub(crate) fn leak(fd: OwnedFd) -> BorrowedFd<'static> {
+    // SAFETY: into_raw_fd gives up ownership, and nobody closes the descriptor from here on.
+    unsafe { BorrowedFd::borrow_raw(fd.into_raw_fd()) }
+}
+
+/// Sets IFF_UP on the loopback interface of this process's network namespace (netdevice(7)).
+pub(crate) fn loopback_up() -> Result<()> {
+    // SAFETY: socket takes no pointers.
+    let socket = check(c_long::from(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }))?;
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as c_char;
+    request.ifr_name[1] = b'o' as c_char;
+    // SAFETY: SIOCGIFFLAGS fills in the ifreq whose name is set.
+    check(c_long::from(unsafe { libc::ioctl(socket as c_int, libc::SIOCGIFFLAGS, &raw mut request) }))?;
+    // SAFETY: the kernel filled in this member of the union.
+    unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as i16 };
+    // SAFETY: SIOCSIFFLAGS reads the ifreq.
+    check(c_long::from(unsafe { libc::ioctl(socket as c_int, libc::SIOCSIFFLAGS, &raw mut request) }))?;
+    // SAFETY: the descriptor was opened above.
+    check(c_long::from(unsafe { libc::close(socket as c_int) }))?;
+    Ok(())
+}
+
+/// bpf(2) BPF_PROG_LOAD of a BPF_PROG_TYPE_CGROUP_DEVICE program.
+pub(crate) fn load_cgroup_device_program(instructions: &[u64]) -> Result<OwnedFd> {
+    /// The part of `union bpf_attr` that BPF_PROG_LOAD needs.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgLoad {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+    }
+    const BPF_PROG_LOAD: c_int = 5;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    let attr = ProgLoad {
+        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        ..ProgLoad::default()
+    };
+    // SAFETY: attr is as long as said, and points to instructions and a C string that outlive the call.
+    let fd = check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<ProgLoad>()) })?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// bpf(2) BPF_PROG_ATTACH of a device program to a cgroup, beside those of cgroups above it.
+pub(crate) fn attach_cgroup_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
+    const BPF_PROG_ATTACH: c_int = 8;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    // target_fd, attach_bpf_fd, attach_type, attach_flags of `union bpf_attr`.
+    let attr = [cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
+    // SAFETY: attr is as long as said; only numbers are in it.
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, attr.as_ptr(), size_of_val(&attr)) })?;
+    Ok(())
+}
+
+/// close(2) by number, in a cloned child whose copy of the owner never drops.
+pub(crate) fn close(fd: RawFd) {
+    // SAFETY: the child runs nothing that uses or closes this descriptor again: it leaves by execve or _exit.
+    unsafe { libc::close(fd) };
+}
+
+/// One malloc arena for all threads (mallopt(3)): each further one would cost memory for nothing.
+pub(crate) fn one_malloc_arena() {
+    // SAFETY: mallopt changes a parameter of the allocator, under its own lock.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Ends this process with 128 + n when it gets one of these signals.
+pub(crate) fn exit_on_signals(signals: &[c_int]) {
+    extern "C" fn end(signal: c_int) {
+        exit(128 + signal);
+    }
+    for signal in signals {
+        // SAFETY: all zeroes is a valid sigaction.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = end as extern "C" fn(c_int) as usize;
+        // Signals may arrive while the guest runs on a small stack of Wasmtime's own.
+        action.sa_flags = libc::SA_ONSTACK;
+        // SAFETY: the handler only calls _exit, which is async-signal-safe (signal-safety(7)).
+        unsafe { libc::sigaction(*signal, &raw const action, std::ptr::null_mut()) };
+    }
+}
+
+/// Takes ownership of descriptors that this process was executed with. To be called once, before any other is opened.
+pub(crate) fn take_inherited<const N: usize>(numbers: [RawFd; N]) -> std::io::Result<[OwnedFd; N]> {
+    for number in numbers {
+        // SAFETY: F_SETFD takes an int and touches no memory; it fails for a number that is not open.
+        check(c_long::from(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }))?;
+    }
+    // SAFETY: they are open, as was just checked, and nothing in this process has opened or taken any before.
+    Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }))
+}
+
+/// Unmaps the pages of this program's own code and constants once, in `seconds` seconds, by SIGALRM. Those that are still
+/// needed come back from the page cache when they are touched: a few, where starting has touched hundreds and the kernel
+/// has mapped their neighbours too ("fault-around").
+pub(crate) fn drop_code_pages_after(seconds: u32) {
+    extern "C" fn drop_now(_signal: c_int) {
+        // SAFETY: errno is this thread's own; the code that was interrupted may be about to read it.
+        let errno = unsafe { *libc::__errno_location() };
+        drop_code_pages();
+        // SAFETY: as above.
+        unsafe { *libc::__errno_location() = errno };
+    }
+    // SAFETY: all zeroes is a valid sigaction.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = drop_now as extern "C" fn(c_int) as usize;
+    action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART | libc::SA_RESETHAND;
+    // SAFETY: the handler makes one kind of system call, on memory that is no data (signal-safety(7)).
+    unsafe {
+        libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut());
+        libc::alarm(seconds);
+    }
+}
+
+fn drop_code_pages() {
+    const PF_W: u32 = 2;
+    // SAFETY: getauxval has no preconditions.
+    let (headers, count) = unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };
+    if headers == 0 {
+        return;
+    }
+    // SAFETY: the kernel's auxiliary vector says where this program's headers are and how many (getauxval(3)); they are
+    // mapped as long as the program runs, and nothing writes to them.
+    let segments = unsafe { std::slice::from_raw_parts(headers as *const libc::Elf64_Phdr, count as usize) };
+    // Nought unless the program is position-independent.
+    let base = segments.iter().find(|s| s.p_type == libc::PT_PHDR).map_or(0, |s| headers.wrapping_sub(s.p_vaddr));
+    let page = rustix::param::page_size() as u64;
+    for segment in segments.iter().filter(|s| s.p_type == libc::PT_LOAD && s.p_flags & PF_W == 0) {
+        let start = base.wrapping_add(segment.p_vaddr) & !(page - 1);
+        let end = base.wrapping_add(segment.p_vaddr).wrapping_add(segment.p_memsz);
+        // SAFETY: the range is a read-only mapping of this program's file, which can't change while it is executed; so each
+        // page comes back with the bytes that it had. Failure changes nothing.
+        unsafe { libc::madvise(start as *mut libc::c_void, end.wrapping_sub(start) as usize, libc::MADV_DONTNEED) };
+    }
+}

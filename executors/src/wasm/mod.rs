@@ -1,0 +1,184 @@
+//! WebAssembly containers: the same as native ones, but the last step executes our own binary, which runs the module.
+//!
+//! ```text
+//! server:       prepare ─ cache hit ──────────────────────────────> Runner: what to execute and what to pass to it
+//!                  └───── miss ─> precompiler (own process, confined) ─> cache
+//! container:    runner ─> Wasmtime with precompiled code ─> guest
+//! ```
+//! The server never initialises Wasmtime: hostile bytes are parsed in the precompiler, hostile code runs in the container.
+
+mod cache;
+mod engine;
+mod precompile;
+mod run;
+mod wasi;
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::Kind;
+use crate::error::{OrKind, Result, bail};
+use crate::native::options::Recursive;
+use crate::rootfs::clone_tree;
+use crate::sys::{self, MountAttr};
+
+/// `argv[0]` of this binary as the runner. The guest's own arguments follow it.
+const RUNNER: &str = "hybrid-wasm";
+
+/// `argv[0]` of this binary as the precompiler.
+const PRECOMPILER: &str = "hybrid-precompile";
+
+/// The binary's other lives: if `argv[0]` says that it was executed as the runner or the precompiler, does that and
+/// returns the exit code. To be called first thing in `main`.
+pub fn entry() -> Option<ExitCode> {
+    match std::env::args().next().as_deref() {
+        Some(RUNNER) => Some(run::main()),
+        Some(PRECOMPILER) => Some(precompile::main()),
+        _ => None,
+    }
+}
+
+/// Whether a file that begins with these bytes is a module or component (WebAssembly core specification, 5.5.16).
+pub(crate) fn is_wasm(magic: &[u8]) -> bool {
+    magic.starts_with(b"\0asm")
+}
+
+/// Splits `module.wasm#function` into the file and the export to call.
+pub(crate) fn entrypoint(program: &str) -> (&str, Option<&str>) {
+    match program.rsplit_once('#') {
+        Some((module, function)) if !module.is_empty() && !function.is_empty() => (module, Some(function)),
+        _ => (program, None),
+    }
+}
+
+/// The kinds of program that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum World {
+    /// A core module that imports WASI 0.1.
+    Core,
+    /// A component that imports WASI 0.2.
+    Component,
+}
+
+/// What is known of a module after it was compiled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    pub world: World,
+    /// Its usual entry point: exports `_start`, or `wasi:cli/run` of WASI 0.2.
+    pub command: bool,
+    /// Exported functions that take and return nothing, and so can be called by `#function`.
+    pub functions: Vec<String>,
+}
+
+/// What the runner is told, as JSON in a sealed memfd.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RunnerConfig {
+    /// The module's path in the container, for messages.
+    pub name: String,
+    pub world: World,
+    /// The export to call instead of the usual entry point.
+    pub function: Option<String>,
+}
+
+/// The numbers of the descriptors that the runner gets, in the order of [`Runner::pass`].
+const CONFIG_FD: i32 = 3;
+const CODE_FD: i32 = 4;
+/// The guest's root, which the plan adds.
+const ROOT_FD: i32 = 5;
+
+/// What to execute for a Wasm container, and what to pass to it.
+pub(crate) struct Runner {
+    /// This binary, on a read-only mount of its own: through /proc/self/exe nobody can write to it (CVE-2019-5736).
+    pub program: OwnedFd,
+    /// Its [`RunnerConfig`], and the folder with its code.
+    pub pass: Vec<OwnedFd>,
+}
+
+impl Runner {
+    /// The runner's arguments for a guest's.
+    pub fn argv(&self, guest: &[String]) -> Result<Vec<CString>> {
+        std::iter::once(RUNNER)
+            .chain(guest.iter().map(String::as_str))
+            .map(|arg| CString::new(arg).or_kind(Kind::InvalidArgument, || "process.args"))
+            .collect()
+    }
+}
+
+/// Gets a module ready to run: its code from the cache, or compiled into it now.
+///
+/// # Errors
+/// InvalidArgument, in one sentence, for a module that can't run: not valid, no entry point, an import we lack.
+pub(crate) fn prepare(module: File, name: &str, function: Option<&str>) -> Result<Runner> {
+    let what = || format!("module {name}");
+    let entry = cache::get(module).map_err(|e| e.context(what()))?;
+    let facts = &entry.facts;
+    match function {
+        Some(function) if !facts.functions.iter().any(|export| export == function) => {
+            bail!(InvalidArgument, "{}: no function {function:?} without parameters and results is exported", what());
+        }
+        None if !facts.command => {
+            let wanted = match facts.world {
+                World::Core => "_start",
+                World::Component => "wasi:cli/run@0.2",
+            };
+            bail!(InvalidArgument, "{}: no entry point: it does not export {wanted}", what());
+        }
+        _ => {}
+    }
+    let config = RunnerConfig { name: name.to_owned(), world: facts.world, function: function.map(str::to_owned) };
+    let code = read_only_copy(&entry.folder).map_err(|e| e.context(what()))?;
+    Ok(Runner { program: own_binary()?, pass: vec![sealed(&config)?, code] })
+}
+
+/// A detached read-only mount of a file or folder. Unlike a plain descriptor of a folder it has no `..` to leave by.
+fn read_only_copy(path: &std::path::Path) -> Result<OwnedFd> {
+    let what = || format!("mount {} read-only", path.display());
+    let tree = clone_tree(path, Recursive::No).or_kind(Kind::Internal, what)?;
+    let attr = MountAttr {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        propagation: libc::MS_PRIVATE,
+        ..MountAttr::default()
+    };
+    sys::mount_setattr(tree.as_fd(), false, &attr).or_kind(Kind::Internal, what)?;
+    Ok(tree)
+}
+
+/// This process's own binary, which may have been replaced on disk by an upgrade: then the old one is gone for new
+/// containers of this shim too.
+fn own_binary() -> Result<OwnedFd> {
+    let path = std::fs::read_link("/proc/self/exe").or_kind(Kind::Internal, || "read /proc/self/exe")?;
+    read_only_copy(&path)
+}
+
+/// The runner's configuration where nobody can change it any more.
+fn sealed(config: &RunnerConfig) -> Result<OwnedFd> {
+    let what = || "runner configuration";
+    let json = serde_json::to_vec(config).or_kind(Kind::Internal, what)?;
+    let memory = rustix::fs::memfd_create("hybrid-wasm", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .or_kind(Kind::Unavailable, what)?;
+    let mut file = File::from(memory);
+    std::io::Write::write_all(&mut file, &json).or_kind(Kind::Unavailable, what)?;
+    std::io::Seek::rewind(&mut file).or_kind(Kind::Internal, what)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&file, seals).or_kind(Kind::Internal, what)?;
+    Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entrypoint_may_name_an_export() {
+        assert_eq!(entrypoint("/a.wasm"), ("/a.wasm", None));
+        assert_eq!(entrypoint("/a.wasm#run"), ("/a.wasm", Some("run")));
+        assert_eq!(entrypoint("/a#b.wasm#run"), ("/a#b.wasm", Some("run")));
+        assert_eq!(entrypoint("#run"), ("#run", None));
+        assert_eq!(entrypoint("/a.wasm#"), ("/a.wasm#", None));
+    }
+}

@@ -1,0 +1,306 @@
+//! The task service: each method decodes a request, makes one call, and encodes the answer.
+//!
+//! The same service answers as `containerd.task.v2.Task` and `containerd.task.v3.Task`: their messages are the same.
+
+use crate::serve::Stop;
+use crate::status::{rpc_error, task_status, timestamp};
+use crate::stdio::Names;
+use crate::task::{Creation, State, Task as OneTask, TaskProcess, Tasks};
+use crate::{RUNTIME, options};
+use anyhow::anyhow;
+use containerd_shim_protos::api::*;
+use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use containerd_shim_protos::shim_async::{Task, create_task};
+use containerd_shim_protos::types::task::ProcessInfo;
+use executors::{Error, Kind, Result, RootfsMount};
+use protobuf::well_known_types::empty::Empty;
+use protobuf::{EnumOrUnknown, MessageField};
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use ttrpc::asynchronous::{Service as Methods, TtrpcContext};
+
+const V2: &str = "containerd.task.v2.Task";
+const V3: &str = "containerd.task.v3.Task";
+
+/// The task service of one shim.
+pub struct Service {
+    tasks: Arc<Tasks>,
+    stop: Arc<Stop>,
+}
+
+impl Service {
+    pub fn new(tasks: Arc<Tasks>, stop: Arc<Stop>) -> Arc<Self> {
+        Arc::new(Self { tasks, stop })
+    }
+
+    /// The service under both of its names.
+    pub fn methods(self: &Arc<Self>) -> HashMap<String, Methods> {
+        let mut services = create_task(self.clone());
+        let v2 = create_task(self.clone()).into_values().map(|methods| (V2.to_owned(), methods));
+        services.extend(v2);
+        debug_assert!(services.contains_key(V3));
+        services
+    }
+
+    fn find(&self, id: &str, exec_id: &str) -> Result<(Arc<OneTask>, Arc<TaskProcess>)> {
+        let task = self.tasks.find(id)?;
+        let process = task.process(exec_id)?.clone();
+        Ok((task, process))
+    }
+
+    /// For the calls that hybrid does not have; an unknown container comes first.
+    fn unimplemented<T>(&self, method: &str, id: &str) -> ttrpc::Result<T> {
+        let error = self.tasks.find(id).map(|_| unimplemented(method));
+        answer(method, id, Err(error.unwrap_or_else(|error| error)))
+    }
+}
+
+/// Answers a call: the one place where its error is logged.
+fn answer<T>(method: &str, id: &str, result: Result<T>) -> ttrpc::Result<T> {
+    result.map_err(|error| {
+        let error = error.context(format!("container {id}"));
+        match error.kind() {
+            // Part of normal life: containerd asks for what may be gone.
+            Kind::NotFound => log::debug!(id = id; "{method}: {error}"),
+            Kind::Internal => log::error!(id = id; "{method}: {error}"),
+            _ => log::warn!(id = id; "{method}: {error}"),
+        }
+        rpc_error(&error)
+    })
+}
+
+/// Runs a call to its end even if containerd gives up on it: a container must not stay half made.
+async fn to_the_end<T: Send + 'static>(call: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(call)
+        .await
+        .unwrap_or_else(|error| Err(Error::new(Kind::Internal, anyhow!("the call failed: {error}"))))
+}
+
+fn unimplemented(what: &str) -> Error {
+    Error::new(Kind::Unimplemented, anyhow!("{what}: not implemented by {RUNTIME}"))
+}
+
+fn signal(number: u32) -> Result<i32> {
+    i32::try_from(number)
+        .map_err(|error| Error::new(Kind::InvalidArgument, error).context(format!("{number} is not a signal")))
+}
+
+fn creation(request: CreateTaskRequest) -> Result<Creation> {
+    if request.id.is_empty() || request.bundle.is_empty() {
+        return Err(Error::new(Kind::InvalidArgument, anyhow!("the request names no id or no bundle")));
+    }
+    if request.terminal {
+        return Err(unimplemented("terminal: a task with a terminal"));
+    }
+    if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
+        return Err(unimplemented("checkpoint: restoring a task"));
+    }
+    let owner = options::check(request.options.as_ref())?;
+    let names = Names { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
+    let rootfs = request.rootfs.iter().map(|mount| RootfsMount {
+        fstype: mount.type_.clone(),
+        source: mount.source.clone(),
+        target: mount.target.clone(),
+        options: mount.options.clone(),
+    });
+    let rootfs = rootfs.collect();
+
+    let mut io = TaskIO::new();
+    io.stdin = names.stdin.clone();
+    io.stdout = names.stdout.clone();
+    io.stderr = names.stderr.clone();
+    let mut event = TaskCreate::new();
+    event.container_id = request.id.clone();
+    event.bundle = request.bundle.clone();
+    event.rootfs = request.rootfs;
+    event.io = MessageField::some(io);
+    Ok(Creation { id: request.id, bundle: request.bundle.into(), rootfs, names, owner, event })
+}
+
+fn state(task: &OneTask, exec_id: String, process: &TaskProcess) -> StateResponse {
+    let state = process.state();
+    let mut response = StateResponse::new();
+    response.id = task.id.clone();
+    response.exec_id = exec_id;
+    response.bundle = task.bundle.to_string_lossy().into_owned();
+    response.pid = process.pid();
+    response.status = EnumOrUnknown::new(task_status(&state));
+    response.stdin = process.names.stdin.clone();
+    response.stdout = process.names.stdout.clone();
+    response.stderr = process.names.stderr.clone();
+    if let State::Stopped(exit) = state {
+        response.exit_status = exit.code;
+        response.exited_at = timestamp(exit.at);
+    }
+    response
+}
+
+#[async_trait::async_trait]
+impl Task for Service {
+    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+        let (id, tasks) = (request.id.clone(), self.tasks.clone());
+        let result = to_the_end(async move { tasks.create(creation(request)?).await }).await;
+        let mut response = CreateTaskResponse::new();
+        response.pid = answer("Create", &id, result)?;
+        Ok(response)
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+        let result = match self.find(&request.id, &request.exec_id) {
+            Ok((task, _)) => to_the_end(self.tasks.clone().start(task)).await,
+            Err(error) => Err(error),
+        };
+        let mut response = StartResponse::new();
+        response.pid = answer("Start", &request.id, result)?;
+        Ok(response)
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        let (task, process) = answer("State", &request.id, self.find(&request.id, &request.exec_id))?;
+        Ok(state(&task, request.exec_id, &process))
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let (_, process) = answer("Wait", &request.id, self.find(&request.id, &request.exec_id))?;
+        let exit = process.stopped().await;
+        let mut response = WaitResponse::new();
+        response.exit_status = exit.code;
+        response.exited_at = timestamp(exit.at);
+        Ok(response)
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+        let found = self.find(&request.id, &request.exec_id);
+        let result = match (found, signal(request.signal)) {
+            (Err(error), _) | (_, Err(error)) => Err(error),
+            (Ok((task, _)), Ok(signal)) if request.all => to_the_end(task.signal_all(signal)).await,
+            (Ok((_, process)), Ok(signal)) => process.signal(signal),
+        };
+        answer("Kill", &request.id, result).map(|()| Empty::new())
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        let result = match self.find(&request.id, &request.exec_id) {
+            Ok((task, _)) => to_the_end(self.tasks.clone().delete(task)).await,
+            Err(error) => Err(error),
+        };
+        let (pid, exit) = answer("Delete", &request.id, result)?;
+        let mut response = DeleteResponse::new();
+        response.pid = pid;
+        response.exit_status = exit.code;
+        response.exited_at = timestamp(exit.at);
+        Ok(response)
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        let result = match self.tasks.find(&request.id) {
+            Ok(task) => task.pids().await,
+            Err(error) => Err(error),
+        };
+        let pids = answer("Pids", &request.id, result)?;
+        let mut response = PidsResponse::new();
+        response.processes = pids.into_iter().map(|pid| ProcessInfo { pid, ..Default::default() }).collect();
+        Ok(response)
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
+        let (_, process) = answer("CloseIO", &request.id, self.find(&request.id, &request.exec_id))?;
+        process.close_stdin();
+        Ok(Empty::new())
+    }
+
+    /// Answers for any container: containerd asks when it finds a bundle after a restart.
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let init = self.find(&request.id, "").map(|(_, process)| process.pid());
+        let mut response = ConnectResponse::new();
+        response.shim_pid = std::process::id();
+        response.task_pid = init.unwrap_or_default();
+        response.version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(response)
+    }
+
+    /// Ends the shim when no container is left, and does nothing before.
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+        if self.tasks.close_if_empty() {
+            self.stop.request();
+        }
+        Ok(Empty::new())
+    }
+
+    // What follows would be answered NotFound by the generated service, which callers read as "the task is gone".
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        self.unimplemented("Pause", &request.id)
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        self.unimplemented("Resume", &request.id)
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        self.unimplemented("Checkpoint", &request.id)
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.unimplemented("Exec", &request.id)
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        self.unimplemented("ResizePty", &request.id)
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        self.unimplemented("Update", &request.id)
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        self.unimplemented("Stats", &request.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(change: impl FnOnce(&mut CreateTaskRequest)) -> Result<Creation> {
+        let mut request = CreateTaskRequest::new();
+        request.id = "a".into();
+        request.bundle = "/b".into();
+        request.stdout = "/o".into();
+        change(&mut request);
+        creation(request)
+    }
+
+    #[test]
+    fn a_request_becomes_a_creation_and_its_event() {
+        let creation = request(|_| {}).unwrap();
+        assert_eq!((creation.id.as_str(), creation.bundle.to_str()), ("a", Some("/b")));
+        assert_eq!(creation.names.stdout, "/o");
+        assert_eq!(creation.event.container_id, "a");
+        assert_eq!(creation.event.io.stdout, "/o");
+    }
+
+    #[test]
+    fn what_is_not_done_is_refused_by_name() {
+        type Change = fn(&mut CreateTaskRequest);
+        let changes: [(&str, Change); 3] = [
+            ("terminal", |r| r.terminal = true),
+            ("checkpoint", |r| r.checkpoint = "/c".into()),
+            ("checkpoint", |r| r.parent_checkpoint = "/c".into()),
+        ];
+        for (name, change) in changes {
+            let error = request(change).map(|_| ()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Unimplemented);
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        let error = request(|r| r.bundle.clear()).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+    }
+
+    #[test]
+    fn a_signal_is_a_small_number() {
+        assert_eq!(signal(9).unwrap(), 9);
+        assert_eq!(signal(u32::MAX).unwrap_err().kind(), Kind::InvalidArgument);
+    }
+}

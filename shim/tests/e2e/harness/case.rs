@@ -1,0 +1,220 @@
+//! A test as the themes write it down, and what it is given when it runs.
+use super::direct::Direct;
+use super::run::Run;
+use super::spec::Spec;
+use super::{Containerd, Runtime, leaks};
+use anyhow::{Context, Result, anyhow};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::RwLock;
+
+/// What a container of a test runs: the same probe as a Linux program, a core module or a component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Linux,
+    Core,
+    Component,
+}
+
+impl Kind {
+    pub const ALL: &[Kind] = &[Kind::Linux, Kind::Core, Kind::Component];
+    pub const WASM: &[Kind] = &[Kind::Core, Kind::Component];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Linux => "linux",
+            Kind::Core => "core",
+            Kind::Component => "component",
+        }
+    }
+
+    /// The last part of the image's name.
+    pub fn image_name(self) -> &'static str {
+        match self {
+            Kind::Linux => "linux",
+            Kind::Core => "wasm-core",
+            Kind::Component => "wasm-component",
+        }
+    }
+
+    pub fn image(self) -> String {
+        format!("localhost/hybrid/{}:latest", self.image_name())
+    }
+
+    /// The path of the probe in the image.
+    pub fn program(self) -> &'static str {
+        match self {
+            Kind::Linux => "/bin/probe",
+            Kind::Core | Kind::Component => "/probe.wasm",
+        }
+    }
+
+    /// The exit code a guest's `exit(code)` arrives as: a 0.2 component can only say whether it succeeded
+    /// (`wasi:cli/exit` takes a result without a number).
+    pub fn code(self, code: i32) -> i32 {
+        if self == Kind::Component { i32::from(code != 0) } else { code }
+    }
+}
+
+type Body = fn(&Test) -> Result<()>;
+
+/// A test, not yet bound to a containerd.
+#[derive(Clone, Copy)]
+pub struct Case {
+    pub name: &'static str,
+    pub kinds: &'static [Kind],
+    /// Whether runc's shim is expected to do the same.
+    pub hybrid_only: bool,
+    /// Whether nothing else may run meanwhile.
+    pub exclusive: bool,
+    body: Body,
+}
+
+impl Case {
+    /// A test of Linux containers that runc passes as well.
+    pub const fn new(name: &'static str, body: Body) -> Case {
+        Case { name, kinds: &[Kind::Linux], hybrid_only: false, exclusive: false, body }
+    }
+
+    /// The test runs once for each of `kinds`.
+    pub const fn kinds(mut self, kinds: &'static [Kind]) -> Case {
+        self.kinds = kinds;
+        self
+    }
+
+    /// The test runs for Linux, core module and component.
+    pub const fn all(self) -> Case {
+        self.kinds(Kind::ALL)
+    }
+
+    pub const fn hybrid_only(mut self) -> Case {
+        self.hybrid_only = true;
+        self
+    }
+
+    pub const fn exclusive(mut self) -> Case {
+        self.exclusive = true;
+        self
+    }
+
+    /// Whether the test means something for this kind under this runtime.
+    pub fn runs(&self, kind: Kind, runtime: Runtime) -> bool {
+        runtime == Runtime::Hybrid || (kind == Kind::Linux && !self.hybrid_only)
+    }
+
+    /// Runs the test and looks for what it left behind.
+    pub fn run(&self, containerd: &Containerd, kind: Kind, number: usize) -> Result<()> {
+        static ALONE: RwLock<()> = RwLock::new(());
+        // A test that panicked has told nothing false about the lock.
+        let (mut _shared, mut _alone) = (None, None);
+        if self.exclusive {
+            _alone = Some(ALONE.write().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        } else {
+            _shared = Some(ALONE.read().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        }
+        let test = Test { containerd, kind, id: format!("t{number}-{}-{}", self.name.replace('_', "-"), kind.name()) };
+        let result = catch_unwind(AssertUnwindSafe(|| (self.body)(&test))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            Err(anyhow!("{}", text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic")))
+        });
+        let result = result.and_then(|()| leaks::none_of(containerd, &test.id));
+        if result.is_err() {
+            test.remove_everything();
+        }
+        result
+    }
+}
+
+/// A running test.
+pub struct Test<'a> {
+    pub containerd: &'a Containerd,
+    pub kind: Kind,
+    /// The id of the test's container, unique, and the beginning of the ids of all its containers.
+    pub id: String,
+}
+
+impl<'a> Test<'a> {
+    pub fn runtime(&self) -> Runtime {
+        self.containerd.runtime
+    }
+
+    /// The id of a further container of this test.
+    pub fn other(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.id)
+    }
+
+    /// `ctr run` of the test's image with these arguments for the probe.
+    pub fn run(&self, arguments: &[&str]) -> Run<'a> {
+        Run::probe(self.containerd, self.kind, &self.id, arguments)
+    }
+
+    /// `ctr run` of another image.
+    pub fn run_image(&self, name: &str, arguments: &[&str]) -> Run<'a> {
+        Run::image(self.containerd, &format!("localhost/hybrid/{name}:latest"), &self.id).arguments(arguments)
+    }
+
+    /// The spec `ctr` gives containers by default, on the root file system of the test's image, to change at will.
+    pub fn spec(&self, arguments: &[&str]) -> Result<Spec<'a>> {
+        Spec::default(self.containerd, self.kind, &self.id, arguments)
+    }
+
+    /// A bundle for the shim to be called on without containerd in between.
+    pub fn direct(&self) -> Result<Direct<'a>> {
+        Direct::new(self.containerd, self.runtime(), &self.id)
+    }
+
+    pub fn ctr<const N: usize>(&self, arguments: [&str; N]) -> super::containerd::Ctr {
+        self.containerd.ctr(arguments)
+    }
+
+    /// Sends a signal (a name such as `TERM`) to the container's init.
+    pub fn kill(&self, id: &str, signal: &str) -> Result<()> {
+        self.ctr(["tasks", "kill", "--signal", signal, id]).done().map(drop)
+    }
+
+    /// The pid of the container's init.
+    pub fn pid(&self, id: &str) -> Result<u32> {
+        let list = self.ctr(["tasks", "list"]).done()?;
+        let mut rows = list.stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let row = rows.find(|row| row.first() == Some(&id)).with_context(|| format!("{id} is not in {list}"))?;
+        row.get(1).and_then(|pid| pid.parse().ok()).with_context(|| format!("no pid of {id} in {list}"))
+    }
+
+    /// The status `ctr tasks list` shows, such as `RUNNING`.
+    pub fn status(&self, id: &str) -> Result<String> {
+        let list = self.ctr(["tasks", "list"]).done()?;
+        let mut rows = list.stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let row = rows.find(|row| row.first() == Some(&id)).with_context(|| format!("{id} is not in {list}"))?;
+        row.get(2).map(|status| (*status).to_owned()).with_context(|| format!("no status of {id} in {list}"))
+    }
+
+    /// Deletes a stopped task and its container.
+    pub fn delete(&self, id: &str) -> Result<()> {
+        self.ctr(["tasks", "delete", id]).done()?;
+        self.ctr(["containers", "delete", id]).done().map(drop)
+    }
+
+    /// Kills what bears the test's id and did not end by itself: the shims of bundles made by hand.
+    fn kill_everything(&self) -> Result<()> {
+        leaks::Process::all()?
+            .iter()
+            .filter(|process| process.mentions(&self.id))
+            .try_for_each(|process| process.kill())
+    }
+
+    /// After a failure: so that one fault does not show as many. What cannot be removed was reported by the failure.
+    fn remove_everything(&self) {
+        let Ok(list) = self.ctr(["containers", "list", "-q"]).output() else { return };
+        for id in list.stdout.lines().filter(|id| id.starts_with(&self.id)) {
+            for command in [["tasks", "delete", "--force", id], ["containers", "delete", id, ""]] {
+                let mut ctr = self.ctr([]);
+                for argument in command.iter().filter(|argument| !argument.is_empty()) {
+                    ctr = ctr.arg(argument);
+                }
+                let _ = ctr.output();
+            }
+        }
+        if let Err(error) = self.kill_everything() {
+            eprintln!("{}: cleaning up after a failure: {error:#}", self.id);
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! A private containerd of one release line, with the test images in it.
+use super::command::{Output, output};
+use super::events::Events;
+use super::{NAMESPACE, PATIENCE};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The runtime under test. runc's shim is there to test the tests, and to compare with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    Hybrid,
+    Runc,
+}
+
+impl Runtime {
+    /// As `HYBRID_RUNTIME` names it; hybrid when it is not set.
+    pub fn from_env() -> Result<Runtime> {
+        match std::env::var("HYBRID_RUNTIME").as_deref() {
+            Err(_) | Ok("" | "io.containerd.hybrid.v1") => Ok(Runtime::Hybrid),
+            Ok("io.containerd.runc.v2") => Ok(Runtime::Runc),
+            Ok(other) => bail!("HYBRID_RUNTIME={other}: known are io.containerd.hybrid.v1 and io.containerd.runc.v2"),
+        }
+    }
+
+    /// The name `ctr run --runtime` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Runtime::Hybrid => "io.containerd.hybrid.v1",
+            Runtime::Runc => "io.containerd.runc.v2",
+        }
+    }
+}
+
+/// A running containerd.
+pub struct Containerd {
+    /// The release line: `1.6`, `1.7` or `2.x`.
+    pub line: String,
+    pub runtime: Runtime,
+    pub events: Events,
+    folder: PathBuf,
+    programs: PathBuf,
+    daemon: Mutex<Child>,
+    log: PathBuf,
+    names: AtomicU64,
+}
+
+impl Containerd {
+    /// Starts the containerd in the folder `programs` and imports `images`. All it writes is below
+    /// `/run/hybrid/<line>`, but for its log, which is kept as `log`.
+    pub fn start(
+        line: &str,
+        programs: &Path,
+        runtime: Runtime,
+        images: &[test_images::Image],
+        log: PathBuf,
+    ) -> Result<Containerd> {
+        let folder = Path::new("/run/hybrid").join(line);
+        let config = folder.join("config.toml");
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        fs::write(&config, configuration(&folder)).context("writing containerd's configuration")?;
+
+        // containerd looks for the runtime's binary in its PATH, and runc's shim for runc.
+        let path = format!(
+            "{}:{}:{}",
+            hybrid_binary().parent().context("the shim lies in a folder")?.display(),
+            programs.display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
+        let notify = folder.join("notify");
+        let ready = UnixDatagram::bind(&notify).context("binding the notification socket")?;
+        let output_to = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let mut daemon = Command::new(programs.join("containerd"))
+            .args(["--log-level", "debug", "--config"])
+            .arg(&config)
+            .env("PATH", path)
+            .env("HYBRID_WASM_CACHE", folder.join("wasm-cache"))
+            .env("NOTIFY_SOCKET", &notify)
+            .stdin(Stdio::null())
+            .stdout(output_to.try_clone().context("sharing the log")?)
+            .stderr(output_to)
+            .spawn()
+            .with_context(|| format!("starting containerd {line}"))?;
+        if let Err(error) = await_ready(&ready) {
+            daemon.kill().and_then(|()| daemon.wait()).context("ending a containerd that does not start")?;
+            return Err(error.context(format!("containerd {line} did not start, see {}", log.display())));
+        }
+
+        let ctr = programs.join("ctr");
+        let probe_number = AtomicU64::new(0);
+        let events = Events::open(ctr_command(&ctr, &folder), || {
+            let label = format!("probe={}", probe_number.fetch_add(1, Ordering::Relaxed));
+            let mut command = ctr_command(&ctr, &folder);
+            output(command.args(["namespaces", "label", NAMESPACE, &label]), b"")?.exits(0).map(drop)
+        });
+        // The namespace has to exist before it is given a label.
+        let containerd = Containerd {
+            line: line.to_owned(),
+            runtime,
+            events: events?,
+            folder,
+            programs: programs.to_owned(),
+            daemon: Mutex::new(daemon),
+            log,
+            names: AtomicU64::new(0),
+        };
+        for image in images {
+            let archive = image.save(&containerd.folder)?;
+            containerd.ctr(["image", "import"]).arg(archive).done()?;
+            image.unpack(&containerd.rootfs(image.name()))?;
+        }
+        Ok(containerd)
+    }
+
+    /// `ctr`, speaking to this containerd in the tests' namespace.
+    pub fn ctr<const N: usize>(&self, arguments: [&str; N]) -> Ctr {
+        let mut command = ctr_command(&self.programs.join("ctr"), &self.folder);
+        command.args(arguments);
+        Ctr(command)
+    }
+
+    /// The shim's binary that this containerd starts for a runtime.
+    pub fn shim(&self, runtime: Runtime) -> PathBuf {
+        match runtime {
+            Runtime::Hybrid => hybrid_binary(),
+            Runtime::Runc => self.programs.join("containerd-shim-runc-v2"),
+        }
+    }
+
+    /// Where hybrid keeps precompiled code.
+    pub fn wasm_cache(&self) -> PathBuf {
+        self.folder.join("wasm-cache")
+    }
+
+    /// The unpacked root file system of an image, for specs written by hand. Shared: never written to.
+    pub fn rootfs(&self, image: &str) -> PathBuf {
+        self.folder.join("rootfs").join(image)
+    }
+
+    /// The address of containerd's gRPC socket; that of ttrpc has `.ttrpc` appended.
+    pub fn address(&self) -> PathBuf {
+        self.folder.join("containerd.sock")
+    }
+
+    /// A path below this containerd's folder that nobody else uses.
+    pub fn fresh_path(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.{}", self.names.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Where bundles and the state of tasks lie: nothing of a container may stay there.
+    pub fn task_folders(&self) -> Vec<PathBuf> {
+        vec![
+            self.folder.join("state/io.containerd.runtime.v2.task"),
+            self.folder.join("root/io.containerd.runtime.v2.task"),
+        ]
+    }
+
+    /// The number of descriptors containerd has open.
+    pub fn descriptors(&self) -> Result<usize> {
+        let pid = self.daemon.lock().expect("no holder panics").id();
+        Ok(fs::read_dir(format!("/proc/{pid}/fd")).context("listing containerd's descriptors")?.count())
+    }
+
+    /// Where containerd, and the shims through it, log to.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// What containerd, and the shims through it, have logged so far.
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(&self.log).with_context(|| format!("reading {}", self.log.display()))
+    }
+
+    /// Stops containerd in order.
+    pub fn stop(self) -> Result<()> {
+        let containers = self.ctr(["containers", "list", "-q"]).done()?.stdout;
+        self.events.close()?;
+        let pid = self.daemon.lock().expect("no holder panics").id();
+        let pid = Pid::from_raw(pid as i32).context("a pid is positive")?;
+        let mut daemon = self.daemon.into_inner().expect("no holder panics");
+        let asked = kill_process(pid, Signal::TERM);
+        // Gone already, if it could not be asked.
+        let status = daemon.wait().context("waiting for containerd to stop")?;
+        asked.context("stopping containerd")?;
+        ensure!(status.success(), "containerd {} stopped with {status}", self.line);
+        ensure!(containers.is_empty(), "containers left in containerd {}: {containers}", self.line);
+        Ok(())
+    }
+}
+
+/// A call of `ctr` being put together.
+pub struct Ctr(Command);
+
+impl Ctr {
+    pub fn arg(mut self, argument: impl AsRef<std::ffi::OsStr>) -> Ctr {
+        self.0.arg(argument);
+        self
+    }
+
+    pub fn command(self) -> Command {
+        self.0
+    }
+
+    /// Runs it to its end, whatever the exit code.
+    pub fn output(mut self) -> Result<Output> {
+        output(&mut self.0, b"")
+    }
+
+    /// Runs it; an exit code other than 0 is an error.
+    pub fn done(self) -> Result<Output> {
+        self.output()?.exits(0)
+    }
+}
+
+fn ctr_command(ctr: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(ctr);
+    command
+        .arg("--address")
+        .arg(folder.join("containerd.sock"))
+        .args(["--namespace", NAMESPACE])
+        .env("CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS", "true");
+    command
+}
+
+/// The binary under test: `HYBRID_SHIM`, or the one cargo built with the tests.
+pub fn hybrid_binary() -> PathBuf {
+    std::env::var_os("HYBRID_SHIM")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-hybrid-v1")), PathBuf::from)
+}
+
+/// Configuration version 2, which every line from 1.6 on reads. Plugins that reach outside the folder are off.
+fn configuration(folder: &Path) -> String {
+    format!(
+        r#"version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+  "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
+  "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp",
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
+]
+[grpc]
+address = "{folder}/containerd.sock"
+"#,
+        folder = folder.display()
+    )
+}
+
+/// Waits for the READY=1 that containerd sends as a service of systemd does (sd_notify(3)).
+fn await_ready(socket: &UnixDatagram) -> Result<()> {
+    socket.set_read_timeout(Some(PATIENCE)).context("setting the time limit")?;
+    let mut message = [0; 4096];
+    loop {
+        let n = socket.recv(&mut message).context("waiting for READY=1")?;
+        if message[..n].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What the spec's `process` says: arguments, environment, folder, user, capabilities, limits.
+use crate::harness::{Case, Runtime, Test};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+pub const CASES: &[Case] = &[
+    Case::new("arguments", |test| {
+        let output = test.run(&["args", "a b", "", "--flag=ü"]).done()?;
+        let expected = [test.kind.program(), "args", "a b", "", "--flag=ü"];
+        ensure!(output.lines() == expected, "{output}");
+        Ok(())
+    })
+    .all(),
+    Case::new("environment", |test| {
+        let output = test.run(&["env"]).flags(&["--env", "NAME=a value", "--env", "EMPTY="]).done()?;
+        for line in ["NAME=a value", "EMPTY=", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] {
+            ensure!(output.lines().contains(&line), "no {line:?}: {output}");
+        }
+        Ok(())
+    })
+    .all(),
+    Case::new("nothing_of_the_hosts_environment", |test| {
+        let spec = test.spec(&["env"])?.set("/process/env", json!(["ONLY=this"]))?;
+        let output = spec.run()?.done()?;
+        // runc adds the user's HOME where the spec has none.
+        ensure!(output.lines().iter().all(|line| ["ONLY=this", "HOME=/root"].contains(line)), "{output}");
+        Ok(())
+    }),
+    Case::new("cwd", |test| {
+        let output = test.run(&["pwd"]).flags(&["--cwd", "/data"]).done()?;
+        ensure!(output.stdout == "/data\n", "{output}");
+        Ok(())
+    }),
+    Case::new("program_found_in_path", |test| {
+        let spec = test.spec(&[])?.set("/process/args", json!(["probe", "hello"]))?;
+        let spec = spec.set("/process/env", json!(["PATH=/nowhere:/bin"]))?;
+        let output = spec.run()?.done()?;
+        ensure!(output.stdout == "hello from Linux\n", "{output}");
+        Ok(())
+    }),
+    Case::new("program_relative_to_cwd", |test| {
+        let spec = test.spec(&[])?.set("/process/args", json!(["./probe", "hello"]))?;
+        spec.set("/process/cwd", json!("/bin"))?.run()?.done().map(drop)
+    }),
+    Case::new("user_and_groups", user),
+    Case::new("root_by_default", |test| {
+        let ids = Ids::of(test.run(&["id"]).done()?.stdout);
+        ensure!(ids.get("Uid:")? == "0 0 0 0" && ids.get("Gid:")? == "0 0 0 0", "{}", ids.0);
+        Ok(())
+    }),
+    Case::new("capabilities_by_default", default_capabilities),
+    Case::new("capabilities_five_sets", five_sets),
+    Case::new("capabilities_dropped_for_a_user", dropped_for_a_user),
+    Case::new("no_new_privileges", |test| {
+        let ids = Ids::of(test.run(&["id"]).done()?.stdout);
+        ensure!(ids.get("NoNewPrivs:")? == "1", "{}", ids.0);
+        Ok(())
+    }),
+    Case::new("new_privileges_allowed", |test| {
+        let ids = Ids::of(test.run(&["id"]).flags(&["--allow-new-privs"]).done()?.stdout);
+        ensure!(ids.get("NoNewPrivs:")? == "0", "{}", ids.0);
+        Ok(())
+    }),
+    Case::new("signals_are_default", |test| {
+        let ids = Ids::of(test.run(&["id"]).done()?.stdout);
+        // Signals 1 to 31; what libc and Go keep for themselves comes after.
+        ensure!(ids.mask("SigIgn:")? & 0x7fff_ffff == 0 && ids.mask("SigBlk:")? == 0, "{}", ids.0);
+        Ok(())
+    }),
+    Case::new("rlimits", rlimits),
+    Case::new("umask_by_default", |test| {
+        let output = test.run(&["umask"]).done()?;
+        ensure!(output.stdout == "0022\n", "{output}");
+        Ok(())
+    }),
+    Case::new("umask_of_the_user", |test| {
+        let output = test.spec(&["umask"])?.set("/process/user/umask", json!(0o077))?.run()?.done()?;
+        ensure!(output.stdout == "0077\n", "{output}");
+        Ok(())
+    }),
+    Case::new("oom_score", |test| {
+        let spec = test.spec(&["cat", "/proc/self/oom_score_adj"])?.set("/process/oomScoreAdj", json!(321))?;
+        let output = spec.run()?.done()?;
+        ensure!(output.stdout == "321\n", "{output}");
+        Ok(())
+    }),
+];
+
+/// What `probe id` prints.
+struct Ids(String);
+
+impl Ids {
+    fn of(text: String) -> Ids {
+        Ids(text)
+    }
+
+    /// The values of one line of /proc/self/status, separated by single spaces.
+    fn get(&self, name: &str) -> Result<String> {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+        Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
+    fn mask(&self, name: &str) -> Result<u64> {
+        let text = self.get(name)?;
+        u64::from_str_radix(&text, 16).with_context(|| format!("{name} {text}"))
+    }
+}
+
+const CAP_CHOWN: u64 = 1 << 0;
+const CAP_KILL: u64 = 1 << 5;
+const CAP_NET_BIND_SERVICE: u64 = 1 << 10;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+fn user(test: &Test) -> Result<()> {
+    let spec = test.spec(&["id"])?;
+    let spec = spec.set("/process/user", json!({"uid": 1000, "gid": 1001, "additionalGids": [2000, 3000]}))?;
+    let ids = Ids::of(spec.run()?.done()?.stdout);
+    ensure!(ids.get("Uid:")? == "1000 1000 1000 1000", "{}", ids.0);
+    ensure!(ids.get("Gid:")? == "1001 1001 1001 1001", "{}", ids.0);
+    let groups = ids.get("Groups:")?;
+    ensure!(groups == "2000 3000", "groups {groups}");
+    Ok(())
+}
+
+fn default_capabilities(test: &Test) -> Result<()> {
+    let ids = Ids::of(test.run(&["id"]).done()?.stdout);
+    let effective = ids.mask("CapEff:")?;
+    ensure!(effective & CAP_CHOWN != 0 && effective & CAP_SYS_ADMIN == 0, "{}", ids.0);
+    ensure!(ids.mask("CapBnd:")? == effective && ids.mask("CapPrm:")? == effective, "{}", ids.0);
+    ensure!(ids.mask("CapAmb:")? == 0, "{}", ids.0);
+    Ok(())
+}
+
+fn five_sets(test: &Test) -> Result<()> {
+    let capabilities = json!({
+        "bounding": ["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE"],
+        "effective": ["CAP_NET_BIND_SERVICE"],
+        "permitted": ["CAP_KILL", "CAP_NET_BIND_SERVICE"],
+        "inheritable": ["CAP_NET_BIND_SERVICE"],
+        "ambient": ["CAP_NET_BIND_SERVICE"],
+    });
+    let spec = test.spec(&["id"])?.set("/process/capabilities", capabilities)?;
+    // Not root: execve would give root all of the bounding set (capabilities(7)).
+    let spec = spec.set("/process/user", json!({"uid": 1000, "gid": 1000}))?;
+    let ids = Ids::of(spec.run()?.done()?.stdout);
+    ensure!(ids.mask("CapBnd:")? == CAP_CHOWN | CAP_KILL | CAP_NET_BIND_SERVICE, "{}", ids.0);
+    for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
+        // Of a user's permitted set only the ambient part outlives execve.
+        ensure!(ids.mask(set)? == CAP_NET_BIND_SERVICE, "{set} {}", ids.0);
+    }
+    Ok(())
+}
+
+fn dropped_for_a_user(test: &Test) -> Result<()> {
+    let spec = test.spec(&["id"])?.set("/process/user", json!({"uid": 1000, "gid": 1000}))?;
+    let ids = Ids::of(spec.run()?.done()?.stdout);
+    ensure!(ids.mask("CapEff:")? == 0 && ids.mask("CapPrm:")? == 0, "{}", ids.0);
+    Ok(())
+}
+
+fn rlimits(test: &Test) -> Result<()> {
+    let limits = json!([
+        {"type": "RLIMIT_NOFILE", "soft": 333, "hard": 444},
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+    ]);
+    for (name, expected) in [("nofile", "333 444\n"), ("core", "0 0\n")] {
+        let output = test.spec(&["ulimit", name])?.set("/process/rlimits", limits.clone())?.run()?.done()?;
+        ensure!(output.stdout == expected, "{name}: {output}");
+    }
+    // runc too refuses a soft limit above the hard one, as the kernel does.
+    let wrong = json!([{"type": "RLIMIT_NOFILE", "soft": 500, "hard": 400}]);
+    let output = test.spec(&["ulimit", "nofile"])?.set("/process/rlimits", wrong)?.run()?.output()?;
+    ensure!(output.code != 0, "{output}");
+    if test.runtime() == Runtime::Hybrid {
+        output.refused(&[&test.id, "RLIMIT_NOFILE"])?;
+    }
+    Ok(())
+}

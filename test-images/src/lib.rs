@@ -1,0 +1,79 @@
+//! Builds the small OCI images that the tests, the demo and the benches run, from the sources in `programs/`.
+//!
+//! They are ordinary images of the host's platform: a WebAssembly image is one whose entrypoint is a `.wasm` file in
+//! its root file system. Nothing is downloaded, and the same sources and compilers give the same bytes.
+#![forbid(unsafe_code)]
+
+mod archive;
+mod programs;
+mod tree;
+mod wasm;
+
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use tree::Tree;
+
+/// An image before it is packed: a root file system of one layer and what starts in it.
+pub struct Image {
+    name: &'static str,
+    entrypoint: Vec<&'static str>,
+    command: Vec<&'static str>,
+    tree: Tree,
+}
+
+impl Image {
+    /// The last part of the image's name: `linux`, `wasm-core`, `wasm-component` or `wasm-cases`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The full reference containerd knows the image by after `ctr image import`.
+    pub fn reference(&self) -> String {
+        format!("localhost/hybrid/{}:latest", self.name)
+    }
+
+    /// Writes the image as an OCI archive into the folder `out`, named `<name>.tar`, and returns its path.
+    pub fn save(&self, out: &Path) -> Result<PathBuf> {
+        let path = out.join(format!("{}.tar", self.name));
+        let bytes = archive::oci(self).with_context(|| format!("packing the image {}", self.name))?;
+        std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Unpacks the image's root file system into the folder `rootfs`, which is created: for bundles made by hand.
+    pub fn unpack(&self, rootfs: &Path) -> Result<()> {
+        std::fs::create_dir_all(rootfs).with_context(|| format!("creating {}", rootfs.display()))?;
+        tar::Archive::new(self.tree.layer()?.as_slice())
+            .unpack(rootfs)
+            .with_context(|| format!("unpacking the image {} into {}", self.name, rootfs.display()))
+    }
+}
+
+/// Builds every image. Needs a C compiler with a static libc, and clang with wasi-libc (see [`programs`]).
+pub fn build() -> Result<Vec<Image>> {
+    let probe = programs::linux()?;
+    let core = programs::core_module()?;
+    let component = wasm::component(&core)?;
+    Ok(vec![
+        Image {
+            name: "linux",
+            entrypoint: vec!["/bin/probe"],
+            command: vec!["hello"],
+            tree: Tree::base().file("bin/probe", 0o755, probe),
+        },
+        Image {
+            name: "wasm-core",
+            entrypoint: vec!["/probe.wasm"],
+            command: vec!["hello"],
+            tree: Tree::base().file("probe.wasm", 0o644, core),
+        },
+        Image {
+            name: "wasm-component",
+            entrypoint: vec!["/probe.wasm"],
+            command: vec!["hello"],
+            tree: Tree::base().file("probe.wasm", 0o644, component),
+        },
+        // No entrypoint: each case is named on the command line.
+        Image { name: "wasm-cases", entrypoint: vec![], command: vec!["/true.wasm"], tree: wasm::cases(Tree::base())? },
+    ])
+}

@@ -1,0 +1,50 @@
+//! Compiles `programs/probe.c` for Linux and for WASI 0.1.
+//!
+//! Compilers: `CC` (default `cc`, with a static libc) and `WASM_CC` (default: the first of `clang-19`, `clang` that
+//! exists; Debian's packages are clang-19, lld-19, wasi-libc and libclang-rt-19-dev-wasm32).
+use anyhow::{Context, Result, bail, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const FLAGS: [&str; 6] = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,--strip-all"];
+
+/// The probe as a statically linked Linux program.
+pub(crate) fn linux() -> Result<Vec<u8>> {
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    // A build id is a digest of the build's inputs, paths among them.
+    compile(Command::new(compiler).args(["-static", "-Wl,--build-id=none"]))
+}
+
+/// The probe as a WASI 0.1 command module.
+pub(crate) fn core_module() -> Result<Vec<u8>> {
+    compile(Command::new(wasm_compiler()?).arg("--target=wasm32-wasi"))
+}
+
+fn wasm_compiler() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os("WASM_CC") {
+        return Ok(named.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for name in ["clang-19", "clang"] {
+        if let Some(found) = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file()) {
+            return Ok(found);
+        }
+    }
+    bail!("no clang for WebAssembly: install clang-19 lld-19 wasi-libc libclang-rt-19-dev-wasm32, or set WASM_CC")
+}
+
+fn compile(compiler: &mut Command) -> Result<Vec<u8>> {
+    let out = tempfile::tempdir().context("making a folder for the compiler's output")?;
+    let program = out.path().join("probe");
+    // From its own folder and by a relative name, so that no path of the machine ends up in the program.
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
+    compiler.args(FLAGS).arg("-o").arg(&program).arg("probe.c").current_dir(sources);
+    let output = compiler.output().with_context(|| format!("running the compiler: {compiler:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{compiler:?} failed ({}):\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    std::fs::read(&program).with_context(|| format!("reading the compiled {}", program.display()))
+}

@@ -1,0 +1,40 @@
+//! WebAssembly made here without a compiler: the component around a core module, and the small cases in text form.
+use crate::tree::Tree;
+use anyhow::{Context, Result};
+use wasi_preview1_component_adapter_provider::{
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+};
+use wit_component::ComponentEncoder;
+
+/// Wraps a WASI 0.1 command module as a 0.2 command component.
+pub(crate) fn component(core: &[u8]) -> Result<Vec<u8>> {
+    ComponentEncoder::default()
+        .validate(true)
+        .module(core)
+        .and_then(|encoder| {
+            encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER)
+        })
+        .and_then(|encoder| encoder.encode())
+        .context("wrapping the core module as a component")
+}
+
+const CASES: [(&str, &str); 6] = [
+    ("true.wasm", include_str!("../programs/true.wat")),
+    ("trap.wasm", include_str!("../programs/trap.wat")),
+    ("no-entry.wasm", include_str!("../programs/no-entry.wat")),
+    ("missing-import.wasm", include_str!("../programs/missing-import.wat")),
+    ("function.wasm", include_str!("../programs/function.wat")),
+    ("loop.wasm", include_str!("../programs/loop.wat")),
+];
+
+/// Adds one file for each case to the tree, and `truncated.wasm`, a module that is cut off.
+pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
+    for (name, text) in CASES {
+        let module = wat::parse_str(text).with_context(|| format!("assembling {name}"))?;
+        if name == "function.wasm" {
+            tree = tree.file("truncated.wasm", 0o644, &module[..module.len() / 2]);
+        }
+        tree = tree.file(name, 0o644, module);
+    }
+    Ok(tree)
+}
