@@ -18,6 +18,8 @@ use crate::{Error, Kind};
 pub fn clean(id: &str, path: &Path) -> Result<()> {
     let cgroup = match Bundle::open(id, path) {
         Ok(bundle) => match Cgroup::load(id, bundle.linux().cgroups_path().as_deref()) {
+            // Another container's, for whose sake this one was refused.
+            Ok(cgroup) if cgroup.exists() && !cgroup.is_of(path) => Ok(()),
             Ok(cgroup) => cgroup.signal(libc::SIGKILL).and_then(|()| cgroup.remove()),
             // Its container was refused for it.
             Err(e) if matches!(e.kind(), Kind::InvalidArgument | Kind::Unimplemented) => Ok(()),

@@ -40,8 +40,7 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Co
             Payload::Runner { file: runner.program, pass: runner.pass, argv }
         }
     };
-    let cgroup =
-        Cgroup::create(bundle.id(), bundle.linux().cgroups_path().as_deref(), bundle.linux().resources().as_ref())?;
+    let cgroup = Cgroup::create(&bundle)?;
     let (namespaces, plan) = plan::compile(&bundle, rootfs, &cgroup, stdio, payload)?;
     let init = launch(&bundle, &namespaces, plan, &cgroup)?;
     let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);

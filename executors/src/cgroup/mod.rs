@@ -8,19 +8,24 @@ mod limits;
 
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cgroups_rs::fs::{Cgroup as Groups, Controllers, hierarchies};
-use oci_spec::runtime::LinuxResources;
 
 use self::limits::{Missing, Setting};
 use crate::Kind;
+use crate::bundle::Bundle;
 use crate::error::{OrKind, Result, bail};
 
 /// Marks the folders above a container's cgroup that were made for it, so that the last container removes them again.
 /// Folders of others, such as the kubelet's pods, have no mark and stay.
 const MADE_BY_HYBRID: &str = "trusted.hybrid.made";
+
+/// Marks a container's own cgroup with the bundle it was made for. Another container may name the same cgroup in its spec:
+/// what cleans up after that one must not take this one's processes for its.
+const CONTAINER: &str = "trusted.hybrid.bundle";
 
 /// How long processes that were killed may take to leave a cgroup.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -48,15 +53,20 @@ impl Cgroup {
         Ok(Self { groups: Groups::load(hierarchies::auto(), name(id, path)?), removed: true })
     }
 
-    /// Creates the cgroup with its limits.
-    pub fn create(id: &str, path: Option<&Path>, resources: Option<&LinuxResources>) -> Result<Cgroup> {
-        let mut cgroup = Self::load(id, path)?;
+    /// Creates the cgroup with its limits, for the container of that bundle.
+    pub fn create(bundle: &Bundle) -> Result<Cgroup> {
+        let mut cgroup = Self::load(bundle.id(), bundle.linux().cgroups_path().as_deref())?;
+        let resources = bundle.linux().resources().as_ref();
         if cgroup.exists() && !cgroup.pids()?.is_empty() {
             bail!(FailedPrecondition, "linux.cgroupsPath: {} has processes in it already", cgroup.groups.path());
         }
         let settings = limits::settings(resources, cgroup.groups.v2())?;
         cgroup.removed = false;
         cgroup.make()?;
+        for folder in cgroup.folders() {
+            mark(&folder, bundle.path())
+                .or_kind(Kind::Internal, || format!("mark cgroup {} as the container's", folder.display()))?;
+        }
         for setting in &settings {
             cgroup.write(setting)?;
         }
@@ -69,6 +79,11 @@ impl Cgroup {
     /// Whether it exists in any hierarchy.
     pub fn exists(&self) -> bool {
         self.folders().iter().any(|folder| folder.exists())
+    }
+
+    /// Whether it was made for the container of the bundle at `bundle`.
+    pub fn is_of(&self, bundle: &Path) -> bool {
+        self.folders().iter().any(|folder| is_marked(folder, bundle))
     }
 
     /// Whether the host has cgroup v2 only.
@@ -313,6 +328,21 @@ fn remove_made_parents(folder: &Path) {
     }
 }
 
+/// Writes the mark of the container whose bundle is at `bundle`.
+fn mark(folder: &Path, bundle: &Path) -> io::Result<()> {
+    let bundle = bundle.canonicalize()?;
+    rustix::fs::setxattr(folder, CONTAINER, bundle.as_os_str().as_bytes(), rustix::fs::XattrFlags::empty())?;
+    Ok(())
+}
+
+/// Whether the mark is that of the container whose bundle is at `bundle`.
+fn is_marked(folder: &Path, bundle: &Path) -> bool {
+    let mut value = [0u8; libc::PATH_MAX as usize];
+    let Ok(length) = rustix::fs::getxattr(folder, CONTAINER, &mut value[..]) else { return false };
+    let bundle = bundle.canonicalize();
+    bundle.is_ok_and(|bundle| value.get(..length) == Some(bundle.as_os_str().as_bytes()))
+}
+
 fn collect_pids(folder: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
     let text = match std::fs::read_to_string(folder.join("cgroup.procs")) {
         Ok(text) => text,
@@ -388,6 +418,18 @@ fn await_empty(folder: &Path, deadline: Instant) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_tells_containers_apart() {
+        // Any file system with trusted attributes will do.
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        assert!(!is_marked(folder.path(), one.path()), "not marked yet");
+        mark(folder.path(), one.path()).unwrap();
+        assert!(is_marked(folder.path(), one.path()));
+        assert!(is_marked(folder.path(), &one.path().join(".")), "however the path is written");
+        assert!(!is_marked(folder.path(), other.path()));
+    }
 
     #[test]
     fn names_are_relative_and_stay_below_the_root() {
