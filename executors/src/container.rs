@@ -51,9 +51,9 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Co
 /// can't say what went wrong.
 pub struct Container {
     choice: Choice,
-    // Dropped before the cgroup that it is in.
+    // Dropped before init, which is waited for: one that is frozen only ends when its cgroup is killed as a whole.
+    pub(crate) cgroup: Cgroup,
     init: Arc<Process>,
-    cgroup: Cgroup,
     owns_pid_namespace: bool,
 }
 

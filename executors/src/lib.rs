@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! Bundle::open ─> create ─> Container ─ init() ─> Process: start, signal, exit_fd, reap
-//!                              └─ pids, signal_all, delete
+//!                              ├─ pids, signal_all, delete
+//!                              └─ freeze, thaw
 //! ```
 #![deny(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod error;
 pub mod host;
 mod native;
 mod process;
+mod resources;
 mod rootfs;
 mod sys;
 pub mod wasm;

@@ -1,39 +1,34 @@
-//! A container's cgroup, v1 or v2: created with its limits, joined, signalled, removed.
+//! A container's cgroup, v1 or v2: created with its limits, joined, signalled, frozen, removed.
 //!
 //! cgroups-rs knows the hierarchies, creates the groups and moves processes; which files get which values is decided in
 //! [`limits`] (pure), and the device rules of v2 in [`devices`].
 
 mod devices;
+mod folders;
+mod freeze;
 mod limits;
+#[cfg(test)]
+mod on_the_kernel;
 
-use std::io::{self, Read, Seek, Write};
+use std::collections::HashSet;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cgroups_rs::fs::{Cgroup as Groups, Controllers, hierarchies};
 
+use self::folders::{collect_pids, is_marked, make_folder, mark, remove_made_parents, remove_tree, write};
 use self::limits::{Missing, Setting};
 use crate::Kind;
 use crate::bundle::Bundle;
 use crate::error::{OrKind, Result, bail};
 
-/// Marks the folders above a container's cgroup that were made for it, so that the last container removes them again.
-/// Folders of others, such as the kubelet's pods, have no mark and stay.
-const MADE_BY_HYBRID: &str = "trusted.hybrid.made";
-
-/// Marks a container's own cgroup with the bundle it was made for. Another container may name the same cgroup in its spec:
-/// what cleans up after that one must not take this one's processes for its.
-const CONTAINER: &str = "trusted.hybrid.bundle";
-
-/// How long processes that were killed may take to leave a cgroup.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 /// A container's cgroup. [`Cgroup::remove`] removes it; dropping it does so too, without saying what went wrong.
 pub(crate) struct Cgroup {
     groups: Groups,
     removed: bool,
+    freezing: Mutex<()>,
 }
 
 /// A cgroup as a container sees it under /sys/fs/cgroup.
@@ -50,7 +45,8 @@ impl Cgroup {
     /// # Errors
     /// Unimplemented for the systemd form `slice:prefix:name`; InvalidArgument for a path with `..` in it.
     pub fn load(id: &str, path: Option<&Path>) -> Result<Cgroup> {
-        Ok(Self { groups: Groups::load(hierarchies::auto(), name(id, path)?), removed: true })
+        let groups = Groups::load(hierarchies::auto(), name(id, path)?);
+        Ok(Self { groups, removed: true, freezing: Mutex::new(()) })
     }
 
     /// Creates the cgroup with its limits, for the container of that bundle.
@@ -60,9 +56,13 @@ impl Cgroup {
         if cgroup.exists() && !cgroup.pids()?.is_empty() {
             bail!(FailedPrecondition, "linux.cgroupsPath: {} has processes in it already", cgroup.groups.path());
         }
+        // What is born in a frozen cgroup would never get ready. One that is frozen already is not ours to thaw.
+        cgroup.refuse_frozen()?;
         let settings = limits::settings(resources, cgroup.groups.v2())?;
         cgroup.removed = false;
         cgroup.make()?;
+        // A new one is frozen where one above it is.
+        cgroup.refuse_frozen()?;
         for folder in cgroup.folders() {
             mark(&folder, bundle.path())
                 .or_kind(Kind::Internal, || format!("mark cgroup {} as the container's", folder.display()))?;
@@ -111,22 +111,34 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Sends a signal to every process in it, until no process is left that has not got it.
+    /// Sends a signal to every process in it, until no process is left that has not got it. SIGKILL ends frozen ones too.
     ///
     /// With cgroup v2 SIGKILL goes to all at once (cgroup.kill); otherwise by pid, and a process that is forked meanwhile
     /// is found by looking again.
     pub fn signal(&self, signal: i32) -> Result<()> {
-        if signal == libc::SIGKILL && self.groups.v2() && self.exists() {
-            // Before Linux 5.14 there is no cgroup.kill.
-            if self.groups.kill().is_ok() {
-                return Ok(());
-            }
+        if signal != libc::SIGKILL {
+            return self.signal_each(signal, || {});
         }
-        let mut signalled = std::collections::HashSet::new();
+        // Before Linux 5.14 there is no cgroup.kill.
+        if self.groups.v2() && self.exists() && self.groups.kill().is_ok() {
+            return Ok(());
+        }
+        let killed = self.signal_each(signal, || self.hold());
+        self.thaw_to_die();
+        killed
+    }
+
+    /// `hold` is called when processes appear while others are signalled.
+    fn signal_each(&self, signal: i32, hold: impl Fn()) -> Result<()> {
+        let mut signalled = HashSet::new();
         loop {
+            let first = signalled.is_empty();
             let new: Vec<u32> = self.pids()?.into_iter().filter(|pid| signalled.insert(*pid)).collect();
             if new.is_empty() {
                 return Ok(());
+            }
+            if !first {
+                hold();
             }
             for pid in new {
                 match crate::sys::kill(pid, signal) {
@@ -218,6 +230,11 @@ impl Cgroup {
         }
     }
 
+    /// Held by whoever freezes or thaws it.
+    fn freezing(&self) -> MutexGuard<'_, ()> {
+        self.freezing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn controller_folder(&self, wanted: &Option<Controllers>) -> Option<PathBuf> {
         let mut subsystems = self.groups.subsystems().iter().map(|subsystem| subsystem.to_controller());
         let controller = match wanted {
@@ -284,152 +301,9 @@ fn name(id: &str, path: Option<&Path>) -> Result<String> {
     Ok(name.to_owned())
 }
 
-/// Writes to a file of the kernel's, which is never created: it is missing where its controller is.
-fn write(file: &Path, value: &str) -> io::Result<()> {
-    std::fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
-}
-
-/// Makes a cgroup's folder and those above it.
-fn make_folder(folder: &Path) -> io::Result<()> {
-    // Another container's removal may take a parent away again before the folder is in it.
-    for _ in 0..1000 {
-        match make_parents(folder).and_then(|()| std::fs::create_dir(folder)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENODEV) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            result => return result,
-        }
-    }
-    Err(io::Error::from_raw_os_error(libc::EBUSY))
-}
-
-fn make_parents(folder: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = folder.ancestors().skip(1).take_while(|parent| !parent.exists()).collect();
-    for parent in missing.into_iter().rev() {
-        match std::fs::create_dir(parent) {
-            Ok(()) => {
-                // Where the kernel has no such attributes on cgroups the folder only stays behind, empty.
-                let _ = rustix::fs::setxattr(parent, MADE_BY_HYBRID, b"1", rustix::fs::XattrFlags::empty());
-            }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
-fn remove_made_parents(folder: &Path) {
-    for parent in folder.ancestors().skip(1) {
-        let mut value = [0u8; 8];
-        let made = rustix::fs::getxattr(parent, MADE_BY_HYBRID, &mut value[..]).is_ok();
-        // Not empty: another container is in it, and will remove it.
-        if !made || std::fs::remove_dir(parent).is_err() {
-            return;
-        }
-    }
-}
-
-/// Writes the mark of the container whose bundle is at `bundle`.
-fn mark(folder: &Path, bundle: &Path) -> io::Result<()> {
-    let bundle = bundle.canonicalize()?;
-    rustix::fs::setxattr(folder, CONTAINER, bundle.as_os_str().as_bytes(), rustix::fs::XattrFlags::empty())?;
-    Ok(())
-}
-
-/// Whether the mark is that of the container whose bundle is at `bundle`.
-fn is_marked(folder: &Path, bundle: &Path) -> bool {
-    let mut value = [0u8; libc::PATH_MAX as usize];
-    let Ok(length) = rustix::fs::getxattr(folder, CONTAINER, &mut value[..]) else { return false };
-    let bundle = bundle.canonicalize();
-    bundle.is_ok_and(|bundle| value.get(..length) == Some(bundle.as_os_str().as_bytes()))
-}
-
-fn collect_pids(folder: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
-    let text = match std::fs::read_to_string(folder.join("cgroup.procs")) {
-        Ok(text) => text,
-        // Gone, or going: nothing is in it.
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
-    for child in subfolders(folder)? {
-        collect_pids(&child, pids)?;
-    }
-    Ok(())
-}
-
-fn subfolders(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let folders =
-        entries.filter_map(|entry| entry.ok()).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    Ok(folders.map(|entry| entry.path()).collect())
-}
-
-fn remove_tree(folder: &Path) -> io::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut pause = Duration::from_millis(1);
-    loop {
-        match std::fs::remove_dir(folder) {
-            Ok(()) => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) if e.raw_os_error() != Some(libc::EBUSY) || Instant::now() > deadline => return Err(e),
-            Err(_) => {}
-        }
-        let children = subfolders(folder)?;
-        for child in &children {
-            remove_tree(child)?;
-        }
-        if children.is_empty() && !await_empty(folder, deadline)? {
-            std::thread::sleep(pause);
-            pause *= 2;
-        }
-    }
-}
-
-/// Waits until the kernel says that no process is left in a v2 cgroup, or until the deadline. False on v1, which has no
-/// such event for a cgroup whose last process is gone but not yet forgotten.
-fn await_empty(folder: &Path, deadline: Instant) -> io::Result<bool> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut events = match std::fs::File::open(folder.join("cgroup.events")) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(!folder.exists()),
-        events => events?,
-    };
-    loop {
-        let mut text = String::new();
-        match events.rewind().and_then(|()| events.read_to_string(&mut text)) {
-            // Removed meanwhile.
-            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(true),
-            result => result?,
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if text.lines().any(|line| line == "populated 0") || left.is_zero() {
-            return Ok(true);
-        }
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&left)) {
-            Err(rustix::io::Errno::INTR) | Ok(_) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mark_tells_containers_apart() {
-        // Any file system with trusted attributes will do.
-        let folder = tempfile::tempdir().unwrap();
-        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        assert!(!is_marked(folder.path(), one.path()), "not marked yet");
-        mark(folder.path(), one.path()).unwrap();
-        assert!(is_marked(folder.path(), one.path()));
-        assert!(is_marked(folder.path(), &one.path().join(".")), "however the path is written");
-        assert!(!is_marked(folder.path(), other.path()));
-    }
 
     #[test]
     fn names_are_relative_and_stay_below_the_root() {

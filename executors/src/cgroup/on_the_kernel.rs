@@ -1,0 +1,221 @@
+//! Tests of cgroups with real processes in them, on whichever version the host has. They need root.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use cgroups_rs::fs::Controllers;
+use serde_json::{Value, json};
+
+use super::Cgroup;
+use super::folders::subfolders;
+use crate::bundle::Bundle;
+use crate::{Kind, Result};
+
+/// What takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const BUSY: &str = "while :; do :; done";
+
+/// A cgroup as a container has it, and processes in it.
+struct Rig {
+    // Dropped first: it kills the processes.
+    cgroup: Option<Cgroup>,
+    processes: Vec<Child>,
+    bundle: tempfile::TempDir,
+}
+
+fn bundle(path: &str, resources: Value) -> tempfile::TempDir {
+    let config = json!({
+        "ociVersion": "1.1.0",
+        "process": {"user": {"uid": 0, "gid": 0}, "args": ["/bin/true"], "cwd": "/"},
+        "root": {"path": "rootfs"},
+        "linux": {"namespaces": [{"type": "mount"}], "cgroupsPath": path, "resources": resources},
+    });
+    let bundle = tempfile::tempdir().unwrap();
+    std::fs::write(bundle.path().join("config.json"), config.to_string()).unwrap();
+    bundle
+}
+
+fn create(bundle: &Path) -> Result<Cgroup> {
+    Cgroup::create(&Bundle::open("a", bundle)?)
+}
+
+impl Rig {
+    fn new(resources: Value) -> Rig {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("hybrid-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        Rig::at(&format!("/{name}/a"), resources)
+    }
+
+    fn at(path: &str, resources: Value) -> Rig {
+        let bundle = bundle(path, resources);
+        let cgroup = create(bundle.path()).unwrap();
+        Rig { cgroup: Some(cgroup), processes: Vec::new(), bundle }
+    }
+
+    fn cgroup(&self) -> &Cgroup {
+        self.cgroup.as_ref().unwrap()
+    }
+
+    /// Runs a shell script in the cgroup, or in a folder below it; its pid.
+    fn run_in(&mut self, below: &str, script: &str) -> u32 {
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", &format!("read go; {script}")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        for folder in self.cgroup().folders() {
+            let folder = folder.join(below);
+            std::fs::create_dir_all(&folder).unwrap();
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                // A new v1 cpuset has none.
+                if let Ok(text) = std::fs::read_to_string(folder.parent().unwrap().join(file)) {
+                    let _ = std::fs::write(folder.join(file), text);
+                }
+            }
+            std::fs::write(folder.join("cgroup.procs"), child.id().to_string()).unwrap();
+        }
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        let pid = child.id();
+        self.processes.push(child);
+        pid
+    }
+
+    fn run(&mut self, script: &str) -> u32 {
+        self.run_in("", script)
+    }
+
+    fn folder(&self, controller: Controllers) -> PathBuf {
+        self.cgroup().controller_folder(&(!self.cgroup().v2()).then_some(controller)).unwrap()
+    }
+
+    /// Waits until all processes have ended.
+    fn wait(&mut self) {
+        for process in &mut self.processes {
+            eventually(|| process.try_wait().unwrap().is_some());
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        drop(self.cgroup.take());
+        for process in &mut self.processes {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+fn eventually(mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The ticks of CPU time that a process has used (proc_pid_stat(5)).
+fn ticks(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let words: Vec<&str> = text.rsplit(')').next().unwrap().split_ascii_whitespace().collect();
+    words[11].parse::<u64>().unwrap() + words[12].parse::<u64>().unwrap()
+}
+
+fn runs(pid: u32) {
+    let before = ticks(pid);
+    eventually(|| ticks(pid) > before);
+}
+
+#[test]
+fn a_frozen_cgroup_stands_still_and_goes_on() {
+    let mut rig = Rig::new(json!({}));
+    let (one, other) = (rig.run(BUSY), rig.run_in("below", BUSY));
+    runs(one);
+    runs(other);
+    rig.cgroup().freeze().unwrap();
+    assert!(rig.cgroup().is_frozen().unwrap());
+    let before = (ticks(one), ticks(other));
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!((ticks(one), ticks(other)), before);
+    rig.cgroup().freeze().unwrap();
+    rig.cgroup().thaw().unwrap();
+    rig.cgroup().thaw().unwrap();
+    runs(one);
+    runs(other);
+}
+
+#[test]
+fn frozen_processes_are_killed() {
+    let mut rig = Rig::new(json!({}));
+    let pid = rig.run(BUSY);
+    rig.run_in("below", BUSY);
+    runs(pid);
+    // One below is frozen for itself, too.
+    super::freeze::set(&rig.folder(Controllers::Freezer).join("below"), rig.cgroup().v2(), true).unwrap();
+    rig.cgroup().freeze().unwrap();
+    rig.cgroup().signal(libc::SIGKILL).unwrap();
+    rig.wait();
+}
+
+#[test]
+fn a_dropped_or_cleaned_cgroup_takes_its_frozen_processes_along() {
+    for clean in [false, true] {
+        let mut rig = Rig::new(json!({}));
+        rig.run_in("below", BUSY);
+        super::freeze::set(&rig.folder(Controllers::Freezer).join("below"), rig.cgroup().v2(), true).unwrap();
+        rig.cgroup().freeze().unwrap();
+        let folders = rig.cgroup().folders();
+        let cgroup = rig.cgroup.take().unwrap();
+        if clean {
+            // As a shim that was killed leaves it.
+            std::mem::forget(cgroup);
+            crate::clean("a", rig.bundle.path()).unwrap();
+        } else {
+            drop(cgroup);
+        }
+        rig.wait();
+        assert!(folders.iter().all(|folder| !folder.exists()));
+    }
+}
+
+#[test]
+fn what_forks_while_it_is_killed_is_killed_too() {
+    let mut rig = Rig::new(json!({"pids": {"limit": 300}}));
+    rig.run("while :; do (while :; do :& done) & done");
+    eventually(|| rig.cgroup().pids().unwrap().len() > 50);
+    rig.cgroup().signal(libc::SIGKILL).unwrap();
+    rig.wait();
+    eventually(|| rig.cgroup().pids().unwrap().is_empty());
+}
+
+#[test]
+fn a_frozen_cgroup_is_no_place_for_a_new_container() {
+    let rig = Rig::new(json!({}));
+    let path = format!("/{}", rig.cgroup().groups.path());
+    rig.cgroup().freeze().unwrap();
+    for path in [path.clone(), format!("{path}/below")] {
+        let other = bundle(&path, json!({}));
+        let error = create(other.path()).map(drop).unwrap_err();
+        assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
+        assert!(error.to_string().contains("frozen"), "{error}");
+    }
+    assert!(rig.cgroup().is_frozen().unwrap(), "it is left as it was");
+    assert!(subfolders(&rig.folder(Controllers::Freezer)).unwrap().is_empty(), "nothing is left in it");
+}
+
+#[test]
+fn what_is_gone_is_not_found() {
+    let rig = Rig::new(json!({}));
+    for folder in rig.cgroup().folders() {
+        std::fs::remove_dir(folder).unwrap();
+    }
+    let cgroup = rig.cgroup();
+    assert_eq!(cgroup.freeze().unwrap_err().kind(), Kind::NotFound);
+    cgroup.thaw().unwrap();
+}

@@ -1,0 +1,23 @@
+//! A container's resources: held through its cgroup, the same for both executors.
+
+use crate::container::Container;
+use crate::error::Result;
+
+impl Container {
+    /// Freezes the container and returns once nothing in it runs any more. Success when it is frozen already.
+    ///
+    /// A frozen container can be killed as a whole ([`Container::signal_all`] with SIGKILL, [`Container::delete`], dropping
+    /// it). A process of it that gets SIGKILL alone ends at once on cgroup v2, on v1 after [`Container::thaw`].
+    ///
+    /// # Errors
+    /// FailedPrecondition when this host can't freeze; Unavailable when a process did not stop in time (the container is
+    /// thawed again); NotFound when its cgroup is gone.
+    pub fn freeze(&self) -> Result<()> {
+        self.cgroup.freeze()
+    }
+
+    /// Lets a frozen container run again. Success when it is not frozen, and when nothing is left of it.
+    pub fn thaw(&self) -> Result<()> {
+        self.cgroup.thaw()
+    }
+}
