@@ -1,5 +1,6 @@
-//! A container's resources: held through its cgroup, the same for both executors.
+//! A container's resources: held and measured through its cgroup, the same for both executors.
 
+use crate::cgroup::stats::Stats;
 use crate::container::Container;
 use crate::error::Result;
 
@@ -19,5 +20,13 @@ impl Container {
     /// Lets a frozen container run again. Success when it is not frozen, and when nothing is left of it.
     pub fn thaw(&self) -> Result<()> {
         self.cgroup.thaw()
+    }
+
+    /// What the container has used, as its cgroup counts it.
+    ///
+    /// # Errors
+    /// NotFound when the cgroup is gone. What the host does not count is left out.
+    pub fn stats(&self) -> Result<Stats> {
+        self.cgroup.stats()
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Cgroup;
 use super::folders::subfolders;
+use super::stats::Stats;
 use crate::bundle::Bundle;
 use crate::{Kind, Result};
 
@@ -18,6 +19,9 @@ use crate::{Kind, Result};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const BUSY: &str = "while :; do :; done";
+
+/// Busy, and holds a megabyte: what a process has in memory when it is moved is not counted here.
+const LARGE: &str = "exec /bin/sh -c 'x=$(head -c 1M /dev/zero | tr \\\\0 x); while :; do :; done'";
 
 /// A cgroup as a container has it, and processes in it.
 struct Rig {
@@ -218,4 +222,47 @@ fn what_is_gone_is_not_found() {
     let cgroup = rig.cgroup();
     assert_eq!(cgroup.freeze().unwrap_err().kind(), Kind::NotFound);
     cgroup.thaw().unwrap();
+    assert_eq!(cgroup.stats().unwrap_err().kind(), Kind::NotFound);
+}
+
+#[test]
+fn a_busy_process_is_counted() {
+    let mut rig = Rig::new(json!({
+        "pids": {"limit": 10},
+        "memory": {"limit": 64 << 20},
+        "cpu": {"quota": 20000, "period": 100000},
+    }));
+    let pid = rig.run(LARGE);
+    let throttled = |stats: &Stats| match stats {
+        Stats::V1(metrics) => metrics.cpu.as_ref().unwrap().throttling.throttled_periods,
+        Stats::V2(metrics) => metrics.cpu.as_ref().unwrap().stat.nr_throttled,
+    };
+    runs(pid);
+    eventually(|| throttled(&rig.cgroup().stats().unwrap()) > 0 && ticks(pid) > 5);
+    match rig.cgroup().stats().unwrap() {
+        Stats::V1(metrics) => {
+            let (pids, cpu, memory) = (metrics.pids.unwrap(), metrics.cpu.unwrap(), metrics.memory.unwrap());
+            assert_eq!((pids.current, pids.limit), (1, 10));
+            assert!(
+                cpu.usage.total > 10_000_000 && cpu.usage.total == cpu.usage.per_cpu.iter().sum::<u64>(),
+                "{cpu:?}"
+            );
+            assert!(cpu.usage.user + cpu.usage.kernel > 0 && cpu.throttling.throttled_time > 0, "{cpu:?}");
+            assert_eq!((memory.usage.limit, memory.stat.hierarchical_memory_limit), (64 << 20, 64 << 20));
+            assert!(memory.usage.usage > 0 && memory.usage.max >= memory.usage.usage, "{memory:?}");
+            assert!(memory.stat.total_rss > 0 && memory.stat.pg_fault > 0, "{memory:?}");
+            assert_eq!(metrics.memory_oom_control.unwrap().oom_kill, 0);
+            assert!(metrics.blkio.is_some());
+        }
+        Stats::V2(metrics) => {
+            let (pids, cpu, memory) = (metrics.pids.unwrap(), metrics.cpu.unwrap(), metrics.memory.unwrap());
+            assert_eq!((pids.current, pids.limit), (1, 10));
+            assert!(cpu.stat.usage_usec > 10_000 && cpu.stat.user_usec + cpu.stat.system_usec > 0, "{cpu:?}");
+            assert!(cpu.stat.throttled_usec > 0 && cpu.psi.unwrap().some.is_some(), "{cpu:?}");
+            assert_eq!((memory.usage_limit, memory.swap_max_usage), (64 << 20, 0));
+            assert!(memory.usage > 0 && memory.stat.anon > 0 && memory.stat.pgfault > 0, "{memory:?}");
+            assert_eq!(metrics.memory_events.unwrap().oom_kill, 0);
+            assert!(metrics.io.unwrap().psi.is_some() && !metrics.hugetlb.is_empty());
+        }
+    }
 }
