@@ -5,7 +5,7 @@
 //! ```text
 //! Bundle::open ─> create ─> Container ─ init() ─> Process: start, signal, exit_fd, reap
 //!                              ├─ pids, signal_all, delete
-//!                              └─ freeze, thaw, stats
+//!                              └─ freeze, thaw, stats, watch_oom
 //! ```
 #![deny(unsafe_code)]
 
@@ -24,6 +24,7 @@ mod sys;
 pub mod wasm;
 
 pub use bundle::Bundle;
+pub use cgroup::oom::{Oom, OomWatch};
 pub use cgroup::stats::{self, Stats};
 pub use clean::clean;
 pub use container::{Container, Stdio, create};

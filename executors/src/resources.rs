@@ -1,5 +1,6 @@
-//! A container's resources: held and measured through its cgroup, the same for both executors.
+//! A container's resources: held, measured and watched through its cgroup, the same for both executors.
 
+use crate::cgroup::oom::OomWatch;
 use crate::cgroup::stats::Stats;
 use crate::container::Container;
 use crate::error::Result;
@@ -28,5 +29,14 @@ impl Container {
     /// NotFound when the cgroup is gone. What the host does not count is left out.
     pub fn stats(&self) -> Result<Stats> {
         self.cgroup.stats()
+    }
+
+    /// Watches for processes of the container that the kernel kills for want of memory. `None` where nothing counts its
+    /// memory.
+    ///
+    /// # Errors
+    /// NotFound when the cgroup is gone.
+    pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
+        self.cgroup.watch_oom()
     }
 }

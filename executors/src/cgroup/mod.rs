@@ -1,4 +1,4 @@
-//! A container's cgroup, v1 or v2: created with its limits, joined, signalled, frozen, measured, removed.
+//! A container's cgroup, v1 or v2: created with its limits, joined, signalled, frozen, measured, watched, removed.
 //!
 //! cgroups-rs knows the hierarchies, creates the groups and moves processes; which files get which values is decided in
 //! [`limits`] (pure), and the device rules of v2 in [`devices`].
@@ -9,6 +9,7 @@ mod freeze;
 mod limits;
 #[cfg(test)]
 mod on_the_kernel;
+pub(crate) mod oom;
 pub mod stats;
 
 use std::collections::HashSet;

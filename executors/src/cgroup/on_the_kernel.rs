@@ -1,16 +1,19 @@
 //! Tests of cgroups with real processes in them, on whichever version the host has. They need root.
 
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cgroups_rs::fs::Controllers;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
 use super::Cgroup;
 use super::folders::subfolders;
+use super::oom::Oom;
 use super::stats::Stats;
 use crate::bundle::Bundle;
 use crate::{Kind, Result};
@@ -223,6 +226,7 @@ fn what_is_gone_is_not_found() {
     assert_eq!(cgroup.freeze().unwrap_err().kind(), Kind::NotFound);
     cgroup.thaw().unwrap();
     assert_eq!(cgroup.stats().unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(cgroup.watch_oom().map(drop).unwrap_err().kind(), Kind::NotFound);
 }
 
 #[test]
@@ -265,4 +269,39 @@ fn a_busy_process_is_counted() {
             assert!(metrics.io.unwrap().psi.is_some() && !metrics.hugetlb.is_empty());
         }
     }
+}
+
+#[test]
+fn running_out_of_memory_is_told() {
+    let mut rig = Rig::new(json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}}));
+    let watch = rig.cgroup().watch_oom().unwrap().unwrap();
+    assert_eq!(watch.take().unwrap(), Oom::Nothing);
+    // tail keeps what has no end of line.
+    rig.run("head -c 64M /dev/zero | tail");
+    let flags = if watch.is_priority() { PollFlags::PRI } else { PollFlags::IN };
+    let wait = || {
+        let mut fds = [PollFd::from_borrowed_fd(watch.as_fd(), flags)];
+        let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1, "nothing is told");
+        assert!(fds[0].revents().contains(flags));
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let mut told = watch.is_priority();
+    loop {
+        if !told || watch.is_priority() {
+            wait();
+        }
+        match watch.take().unwrap() {
+            Oom::Killed => break,
+            // v1: it is told first, and killed then. v2: a limit was hit, and nothing killed so far.
+            Oom::Pending => told = true,
+            Oom::Nothing => assert!(Instant::now() < deadline, "nothing is killed"),
+            Oom::Gone => panic!("gone"),
+        }
+    }
+    rig.wait();
+    assert!(matches!(watch.take().unwrap(), Oom::Nothing | Oom::Pending), "once is enough");
+    assert!(rig.cgroup().oom_killed());
+    drop(rig);
+    assert_eq!(watch.take().unwrap(), Oom::Gone);
 }

@@ -1,0 +1,137 @@
+//! Being told when the kernel kills for want of memory.
+//!
+//! ```text
+//! v1  memory.oom_control + cgroup.event_control ─> eventfd: out of memory, here or above; what is killed is counted later
+//! v2  memory.events ─> POLLPRI: some counter rose
+//! ```
+//! Neither says that something of this cgroup was killed: only its counter `oom_kill` does, so that is what is compared.
+//!
+//! Source: the kernel's cgroup-v1/memory.rst ("OOM Control") and cgroup-v2.rst ("memory.events").
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cgroups_rs::fs::Controllers;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+
+use super::Cgroup;
+use super::folders::write;
+use super::stats::{v1::MemoryOomControl, v2::MemoryEvents};
+use crate::Kind;
+use crate::error::{OrKind, Result, bail};
+
+/// What has happened in a cgroup since it was last asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Oom {
+    /// The kernel has killed something in it.
+    Killed,
+    /// It ran out of memory, or one above it did, and nothing of it is counted as killed so far. v1 only: there the kernel
+    /// tells first and kills then. Ask again after some milliseconds, later again, and a last time when init has ended;
+    /// what is out of memory in another cgroup of the pod is never counted here.
+    Pending,
+    /// Nothing.
+    Nothing,
+    /// The cgroup was removed; nothing more will come.
+    Gone,
+}
+
+/// Watches a cgroup for processes that are killed for want of memory. Its descriptor becomes ready when asking
+/// ([`OomWatch::take`]) may have a new answer.
+pub struct OomWatch {
+    /// v1's eventfd; on v2 memory.events itself.
+    event: OwnedFd,
+    /// v1's memory.oom_control.
+    control: Option<OwnedFd>,
+    kills: AtomicU64,
+}
+
+impl OomWatch {
+    /// How the descriptor becomes ready: by POLLPRI (v2) rather than POLLIN (v1), poll(2). On v2 POLLIN is always there.
+    pub fn is_priority(&self) -> bool {
+        self.control.is_none()
+    }
+
+    /// What has happened since it was last called, or since the watch was made. Never blocks; may be called at any time.
+    pub fn take(&self) -> Result<Oom> {
+        // Before the counter is read: what happens after that wakes the caller again.
+        let signalled = self.control.is_some() && take_event(&self.event)?;
+        let kills = match self.read() {
+            Err(Errno::NODEV | Errno::NOENT) => return Ok(Oom::Gone),
+            kills => kills.or_kind(Kind::Internal, || "read how many processes were killed for want of memory")?,
+        };
+        Ok(match self.kills.swap(kills, Ordering::Relaxed) {
+            before if before < kills => Oom::Killed,
+            _ if signalled => Oom::Pending,
+            _ => Oom::Nothing,
+        })
+    }
+
+    /// The counter. Reading it also makes memory.events wait for the next change.
+    fn read(&self) -> Result<u64, Errno> {
+        let mut buffer = [0u8; 512];
+        let length = rustix::io::pread(self.control.as_ref().unwrap_or(&self.event), &mut buffer[..], 0)?;
+        let text = std::str::from_utf8(buffer.get(..length).unwrap_or_default()).unwrap_or_default();
+        let is_v1 = self.control.is_some();
+        Ok(if is_v1 { MemoryOomControl::parse(text).oom_kill } else { MemoryEvents::parse(text).oom_kill })
+    }
+}
+
+impl AsFd for OomWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+impl AsRawFd for OomWatch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+}
+
+impl Cgroup {
+    /// Watches it from now on. `None` when nothing counts its memory: then the kernel kills for the whole host only.
+    ///
+    /// # Errors
+    /// NotFound when it is gone.
+    pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
+        let Some(folder) = self.controller_folder(&(!self.v2()).then_some(Controllers::Mem)) else { return Ok(None) };
+        let describe = || format!("watch the memory of cgroup {}", folder.display());
+        let file = folder.join(if self.v2() { "memory.events" } else { "memory.oom_control" });
+        let counter = match open(&file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Err(Errno::NOENT) if folder.exists() => return Ok(None),
+            Err(Errno::NOENT | Errno::NODEV) => bail!(NotFound, "cgroup {} is gone", folder.display()),
+            counter => counter.or_kind(Kind::Internal, describe)?,
+        };
+        let (event, control) = if self.v2() {
+            (counter, None)
+        } else {
+            (event(&folder, &counter).or_kind(Kind::Internal, describe)?, Some(counter))
+        };
+        let watch = OomWatch { event, control, kills: AtomicU64::new(0) };
+        let kills = watch.read().or_kind(Kind::Internal, describe)?;
+        watch.kills.store(kills, Ordering::Relaxed);
+        Ok(Some(watch))
+    }
+}
+
+/// An eventfd that counts how often a v1 cgroup was out of memory, and its removal. It is forgotten when it is closed.
+fn event(folder: &Path, control: &OwnedFd) -> std::io::Result<OwnedFd> {
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    write(&folder.join("cgroup.event_control"), &format!("{} {} ", event.as_raw_fd(), control.as_raw_fd()))?;
+    Ok(event)
+}
+
+/// Whether an eventfd was signalled; it is not any more after that.
+fn take_event(event: &OwnedFd) -> Result<bool> {
+    let mut count = [0u8; 8];
+    loop {
+        match rustix::io::read(event, &mut count) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(false),
+            result => return result.map(|_| true).or_kind(Kind::Internal, || "read the eventfd of memory.oom_control"),
+        }
+    }
+}
