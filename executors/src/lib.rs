@@ -5,7 +5,7 @@
 //! ```text
 //! Bundle::open ─> create ─> Container ─ init() ─> Process: start, signal, exit_fd, reap
 //!                              ├─ pids, signal_all, delete
-//!                              └─ freeze, thaw, stats, watch_oom
+//!                              └─ freeze, thaw, update, stats, watch_oom
 //! ```
 #![deny(unsafe_code)]
 

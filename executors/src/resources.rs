@@ -1,9 +1,12 @@
-//! A container's resources: held, measured and watched through its cgroup, the same for both executors.
+//! A container's resources: held, changed, measured and watched through its cgroup, the same for both executors.
 
+use oci_spec::runtime::LinuxResources;
+
+use crate::Kind;
 use crate::cgroup::oom::OomWatch;
 use crate::cgroup::stats::Stats;
 use crate::container::Container;
-use crate::error::Result;
+use crate::error::{OrKind, Result};
 
 impl Container {
     /// Freezes the container and returns once nothing in it runs any more. Success when it is frozen already.
@@ -21,6 +24,20 @@ impl Container {
     /// Lets a frozen container run again. Success when it is not frozen, and when nothing is left of it.
     pub fn thaw(&self) -> Result<()> {
         self.cgroup.thaw()
+    }
+
+    /// Changes the container's resources. `resources` is the JSON of LinuxResources (config-linux.md, "Control groups"):
+    /// what it does not set, or sets to zero, stays as it is; device rules are replaced as a whole. An unset `memory.swap`
+    /// leaves memory and swap together as they are.
+    ///
+    /// # Errors
+    /// Nothing has changed then, and the error names the field: InvalidArgument for what is wrong, Unimplemented for what
+    /// the host's version of cgroups lacks, FailedPrecondition for what the host or the present state does not allow
+    /// (with `memory.checkBeforeUpdate` also a limit below what is in use), NotFound when the cgroup is gone.
+    pub fn update(&self, resources: &[u8]) -> Result<()> {
+        let resources: LinuxResources =
+            serde_json::from_slice(resources).or_kind(Kind::InvalidArgument, || "parse the resources")?;
+        self.cgroup.update(&resources)
     }
 
     /// What the container has used, as its cgroup counts it.

@@ -371,13 +371,21 @@ pub(crate) fn load_cgroup_device_program(instructions: &[u64]) -> Result<OwnedFd
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// bpf(2) BPF_PROG_ATTACH of a device program to a cgroup, beside those of cgroups above it.
-pub(crate) fn attach_cgroup_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
+/// bpf(2) BPF_PROG_ATTACH of a device program to a cgroup, beside those of cgroups above it; with `replace` in place of
+/// that program, which is attached to the same cgroup, at one stroke.
+pub(crate) fn attach_cgroup_device_program(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    replace: Option<BorrowedFd<'_>>,
+) -> Result<()> {
     const BPF_PROG_ATTACH: c_int = 8;
     const BPF_CGROUP_DEVICE: u32 = 6;
     const BPF_F_ALLOW_MULTI: u32 = 2;
-    // target_fd, attach_bpf_fd, attach_type, attach_flags of `union bpf_attr`.
-    let attr = [cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI];
+    const BPF_F_REPLACE: u32 = 4;
+    let flags = BPF_F_ALLOW_MULTI | if replace.is_some() { BPF_F_REPLACE } else { 0 };
+    let replaced = replace.map_or(0, |program| program.as_raw_fd() as u32);
+    // target_fd, attach_bpf_fd, attach_type, attach_flags, replace_bpf_fd of `union bpf_attr`.
+    let attr = [cgroup.as_raw_fd() as u32, program.as_raw_fd() as u32, BPF_CGROUP_DEVICE, flags, replaced];
     // SAFETY: attr is as long as said; only numbers are in it.
     check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, attr.as_ptr(), size_of_val(&attr)) })?;
     Ok(())

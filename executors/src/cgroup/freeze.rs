@@ -28,7 +28,7 @@ impl Cgroup {
     /// FailedPrecondition where the host can't freeze; Unavailable when something in it did not stop within
     /// [`PATIENCE`] (it is thawed again then); NotFound when it is gone.
     pub fn freeze(&self) -> Result<()> {
-        let _changing = self.freezing();
+        let _changing = self.changing();
         self.freeze_now()
     }
 
@@ -52,7 +52,7 @@ impl Cgroup {
 
     /// Lets it run again, but for cgroups below it that were frozen for themselves. Success when it is not frozen or gone.
     pub fn thaw(&self) -> Result<()> {
-        let _changing = self.freezing();
+        let _changing = self.changing();
         self.thaw_now()
     }
 
@@ -62,6 +62,14 @@ impl Cgroup {
             Err(e) if is_gone(&e) => Ok(()),
             result => result.or_kind(Kind::Internal, || format!("thaw cgroup {}", folder.display())),
         }
+    }
+
+    /// Freezes it, if it is not, until the value is dropped; for a caller that holds `attached`. Where that fails it runs on.
+    pub(super) fn still(&self) -> Still<'_> {
+        let was_frozen = self.is_frozen().unwrap_or(true);
+        let frozen = !was_frozen
+            && self.freeze_now().inspect_err(|e| log::warn!("while its device rules change it runs on: {e}")).is_ok();
+        Still { cgroup: self, frozen }
     }
 
     /// Fails when it is frozen, or about to be, for itself or with one above it.
@@ -117,6 +125,22 @@ impl Cgroup {
 
     pub(super) fn gone<T>(&self) -> Result<T> {
         bail!(NotFound, "cgroup {} is gone", self.groups.path())
+    }
+}
+
+/// See [`Cgroup::still`].
+pub(super) struct Still<'a> {
+    cgroup: &'a Cgroup,
+    frozen: bool,
+}
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        if self.frozen
+            && let Err(e) = self.cgroup.thaw_now()
+        {
+            log::error!("{e}");
+        }
     }
 }
 

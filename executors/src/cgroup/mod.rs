@@ -11,6 +11,7 @@ mod limits;
 mod on_the_kernel;
 pub(crate) mod oom;
 pub mod stats;
+mod update;
 
 use std::collections::HashSet;
 use std::io;
@@ -20,6 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cgroups_rs::fs::{Cgroup as Groups, Controllers, hierarchies};
 
+use self::devices::Attached;
 use self::folders::{collect_pids, is_marked, make_folder, mark, remove_made_parents, remove_tree, write};
 use self::limits::{Missing, Setting};
 use crate::Kind;
@@ -30,7 +32,8 @@ use crate::error::{OrKind, Result, bail};
 pub(crate) struct Cgroup {
     groups: Groups,
     removed: bool,
-    freezing: Mutex<()>,
+    /// v2's device program, when this process attached it.
+    attached: Mutex<Option<Attached>>,
 }
 
 /// A cgroup as a container sees it under /sys/fs/cgroup.
@@ -48,7 +51,7 @@ impl Cgroup {
     /// Unimplemented for the systemd form `slice:prefix:name`; InvalidArgument for a path with `..` in it.
     pub fn load(id: &str, path: Option<&Path>) -> Result<Cgroup> {
         let groups = Groups::load(hierarchies::auto(), name(id, path)?);
-        Ok(Self { groups, removed: true, freezing: Mutex::new(()) })
+        Ok(Self { groups, removed: true, attached: Mutex::new(None) })
     }
 
     /// Creates the cgroup with its limits, for the container of that bundle.
@@ -73,7 +76,9 @@ impl Cgroup {
             cgroup.write(setting)?;
         }
         if cgroup.groups.v2() {
-            devices::attach(cgroup.directory()?.as_fd(), resources)?;
+            let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+            let attached = Attached::new(cgroup.directory()?.as_fd(), devices::rules(rules))?;
+            *cgroup.changing() = Some(attached);
         }
         Ok(cgroup)
     }
@@ -232,9 +237,10 @@ impl Cgroup {
         }
     }
 
-    /// Held by whoever freezes or thaws it.
-    fn freezing(&self) -> MutexGuard<'_, ()> {
-        self.freezing.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Held by whoever freezes, thaws or changes it.
+    fn changing(&self) -> MutexGuard<'_, Option<Attached>> {
+        // The value is replaced whole, so a panic elsewhere leaves nothing half done.
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn controller_folder(&self, wanted: &Option<Controllers>) -> Option<PathBuf> {

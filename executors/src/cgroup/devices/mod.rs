@@ -2,21 +2,22 @@
 //!
 //! Source: config-linux.md "Allowed Device list"; the kernel's cgroup-v1/devices.rst and cgroup-v2.rst "Device controller".
 
+pub(super) mod v1;
+
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
-use super::limits::letter;
 use crate::Kind;
-use crate::error::{OrKind, Result};
+use crate::error::{OrKind, Result, bail};
 use crate::sys;
 
 /// One rule; a missing number stands for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub allow: bool,
-    /// `a`, `b` or `c`.
+    /// `b` or `c`; `a` for both.
     pub kind: char,
     pub major: Option<u32>,
     pub minor: Option<u32>,
@@ -48,12 +49,30 @@ const ALWAYS: [(char, Option<u32>, Option<u32>, &str); 11] = [
     ('c', Some(5), Some(1), "rwm"),
 ];
 
+/// What no rule can say. Read as it stands it might allow more than was meant.
+pub(crate) fn check(spec: &[LinuxDeviceCgroup]) -> Result<()> {
+    for rule in spec {
+        if rule.typ() == Some(LinuxDeviceType::P) {
+            bail!(InvalidArgument, "linux.resources.devices: {rule}: p is no kind of device");
+        }
+        if let Some(access) = rule.access().as_deref().filter(|access| access.contains(|c| !"rwm".contains(c))) {
+            bail!(InvalidArgument, "linux.resources.devices: {rule}: access {access:?} is more than r, w and m");
+        }
+        let numbers = [rule.major(), rule.minor()];
+        if numbers.iter().flatten().any(|number| *number > i64::from(u32::MAX)) {
+            bail!(InvalidArgument, "linux.resources.devices: {rule}: no device has such a number");
+        }
+    }
+    Ok(())
+}
+
 /// All rules in order; a later one wins. The first denies everything.
 pub(crate) fn rules(spec: &[LinuxDeviceCgroup]) -> Vec<Rule> {
     let everything = Rule { allow: false, kind: 'a', major: None, minor: None, access: "rwm".to_owned() };
     let spec = spec.iter().map(|rule| Rule {
         allow: rule.allow(),
         kind: letter(rule.typ().unwrap_or_default()),
+        // Negative numbers stand for all, too.
         major: rule.major().and_then(|major| u32::try_from(major).ok()),
         minor: rule.minor().and_then(|minor| u32::try_from(minor).ok()),
         access: rule.access().clone().filter(|access| !access.is_empty()).unwrap_or_else(|| "rwm".to_owned()),
@@ -68,12 +87,48 @@ pub(crate) fn rules(spec: &[LinuxDeviceCgroup]) -> Vec<Rule> {
     std::iter::once(everything).chain(spec).chain(always).collect()
 }
 
-/// Attaches the rules to a v2 cgroup. They go with it when it is removed.
-pub(crate) fn attach(cgroup: BorrowedFd<'_>, resources: Option<&LinuxResources>) -> Result<()> {
-    let rules = rules(resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default());
-    let what = || "linux.resources.devices: attach the device program to the cgroup";
-    let program = sys::load_cgroup_device_program(&compile(&rules)).or_kind(Kind::Internal, what)?;
-    sys::attach_cgroup_device_program(cgroup, program.as_fd()).or_kind(Kind::Internal, what)
+/// The kernel's letter for a kind of device (devices.allow).
+fn letter(kind: LinuxDeviceType) -> char {
+    match kind {
+        LinuxDeviceType::A => 'a',
+        LinuxDeviceType::B => 'b',
+        LinuxDeviceType::C | LinuxDeviceType::U => 'c',
+        LinuxDeviceType::P => 'p',
+    }
+}
+
+/// The program that decides for a v2 cgroup. It goes with the cgroup when that is removed.
+pub(crate) struct Attached {
+    rules: Vec<Rule>,
+    program: OwnedFd,
+}
+
+impl Attached {
+    /// Attaches rules to a cgroup that has none of ours.
+    pub fn new(cgroup: BorrowedFd<'_>, rules: Vec<Rule>) -> Result<Attached> {
+        Self::load(cgroup, rules, None)
+    }
+
+    /// Puts other rules in place of these, at one stroke: every access is decided by the ones or the others.
+    pub fn replace(&self, cgroup: BorrowedFd<'_>, rules: Vec<Rule>) -> Result<Attached> {
+        Self::load(cgroup, rules, Some(&self.program))
+    }
+
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    pub fn into_rules(self) -> Vec<Rule> {
+        self.rules
+    }
+
+    fn load(cgroup: BorrowedFd<'_>, rules: Vec<Rule>, old: Option<&OwnedFd>) -> Result<Attached> {
+        let what = || "linux.resources.devices: attach the device program to the cgroup";
+        let program = sys::load_cgroup_device_program(&compile(&rules)).or_kind(Kind::Internal, what)?;
+        sys::attach_cgroup_device_program(cgroup, program.as_fd(), old.map(AsFd::as_fd))
+            .or_kind(Kind::Internal, what)?;
+        Ok(Attached { rules, program })
+    }
 }
 
 // Instructions of the eBPF machine (bpf_common.h, bpf.h).
