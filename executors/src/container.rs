@@ -5,19 +5,28 @@ use std::sync::Arc;
 
 use oci_spec::runtime::LinuxNamespaceType;
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, args};
 use crate::cgroup::Cgroup;
 use crate::dispatch::{self, Choice, Entrypoint};
 use crate::error::Result;
+use crate::native::join::Joining;
 use crate::native::launch::launch;
-use crate::native::plan::{self, Payload};
+use crate::native::plan::{self, Compiled, Payload};
 use crate::process::Process;
 use crate::rootfs::{Rootfs, RootfsMount};
 use crate::wasm;
 
+/// What a process has for its standard input, output and error.
+#[derive(Debug)]
+pub enum Stdio {
+    Streams(Streams),
+    /// A terminal, made for it; the process's [`Console`](crate::Console) is its other end.
+    Terminal,
+}
+
 /// The three descriptors a process starts with; `None` is `/dev/null`.
 #[derive(Debug, Default)]
-pub struct Stdio {
+pub struct Streams {
     pub stdin: Option<OwnedFd>,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
@@ -35,26 +44,26 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Co
     let payload = match entrypoint {
         Entrypoint::Native => Payload::Spec,
         Entrypoint::Wasm { module, path, function } => {
-            let runner = wasm::prepare(module, &path, function.as_deref())?;
-            let argv = runner.argv(bundle.args())?;
-            Payload::Runner { file: runner.program, pass: runner.pass, argv }
+            wasm::prepare(module, &path, function.as_deref())?.payload(args(bundle.process()))?
         }
     };
     let cgroup = Cgroup::create(&bundle)?;
-    let (namespaces, plan) = plan::compile(&bundle, rootfs, &cgroup, stdio, payload)?;
-    let init = launch(&bundle, &namespaces, plan, &cgroup)?;
+    let Compiled { namespaces, plan, console, filter } = plan::compile(&bundle, rootfs, &cgroup, stdio, payload)?;
+    let init = launch(plan, &namespaces, &cgroup, console)?;
     let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
-    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace })
+    let joining = Joining::new(&bundle, filter);
+    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining })
 }
 
 /// A created container. [`Container::delete`] removes what it has on the host; dropping it kills it and does so too, but
 /// can't say what went wrong.
 pub struct Container {
-    choice: Choice,
+    pub(crate) choice: Choice,
     // Dropped before init, which is waited for: one that is frozen only ends when its cgroup is killed as a whole.
     pub(crate) cgroup: Cgroup,
-    init: Arc<Process>,
+    pub(crate) init: Arc<Process>,
     owns_pid_namespace: bool,
+    pub(crate) joining: Joining,
 }
 
 impl Container {

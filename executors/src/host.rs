@@ -1,7 +1,10 @@
 //! Calls on the shim's own process.
 
+use std::os::fd::{OwnedFd, RawFd};
+use std::process::Command;
+
 use crate::error::{OrKind, Result, bail};
-use crate::{Kind, process, sys};
+use crate::{Kind, Process, process, sys};
 
 /// The two sides of [`fork`].
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +27,14 @@ pub fn fork() -> Result<Fork> {
         Some(child) => Ok(Fork::Parent { child }),
         None => Ok(Fork::Child),
     }
+}
+
+/// Starts a helper program, a child of this process that [`reap_orphans`] leaves alone. It gets each of `pass` as the
+/// descriptor of that number.
+pub fn spawn(command: &mut Command, pass: Vec<(OwnedFd, RawFd)>) -> Result<Process> {
+    sys::pass_descriptors(command, pass);
+    let child = process::spawn_command(command).or_kind(Kind::FailedPrecondition, || format!("execute {command:?}"))?;
+    Ok(Process::new(child, None, None))
 }
 
 /// Reaps processes that this one inherited as subreaper: orphans of containers that share a pid namespace.

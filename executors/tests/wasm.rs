@@ -110,7 +110,8 @@ fn create_in(bundle: &Path, program: &str, process: &str) -> Result<Run, Error> 
     let stderr =
         File::options().create(true).truncate(true).read(true).write(true).open(bundle.join("stderr")).unwrap();
     let id = format!("test-{}-{}", std::process::id(), unique());
-    let stdio = executors::Stdio { stderr: Some(stderr.try_clone().unwrap().into()), ..Default::default() };
+    let streams = executors::Streams { stderr: Some(stderr.try_clone().unwrap().into()), ..Default::default() };
+    let stdio = executors::Stdio::Streams(streams);
     let container = executors::create(Bundle::open(&id, bundle)?, &[], stdio)?;
     Ok(Run { container, stderr })
 }

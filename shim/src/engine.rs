@@ -2,7 +2,7 @@
 //!
 //! The traits mirror `executors`' own types one to one; they exist so that the life cycle can be tested with fakes.
 
-use executors::{Choice, Exit, Result, RootfsMount, Stdio};
+use executors::{Choice, Console, ExecSpec, Exit, Result, RootfsMount, Stdio};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +23,9 @@ pub trait Container: Send + Sync {
     fn choice(&self) -> &Choice;
     fn init(&self) -> Arc<dyn Process>;
     fn owns_pid_namespace(&self) -> bool;
+    fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Arc<dyn Process>>;
+    fn freeze(&self) -> Result<()>;
+    fn thaw(&self) -> Result<()>;
     fn pids(&self) -> Result<Vec<u32>>;
     fn signal_all(&self, signal: i32) -> Result<()>;
     fn delete(self: Box<Self>) -> Result<()>;
@@ -35,6 +38,7 @@ pub trait Process: Send + Sync {
     fn signal(&self, signal: i32) -> Result<()>;
     fn exit_fd(&self) -> BorrowedFd<'_>;
     fn reap(&self) -> Result<Option<Exit>>;
+    fn take_console(&self) -> Option<Console>;
 }
 
 /// The executors of this machine.
@@ -69,6 +73,18 @@ impl Container for executors::Container {
         executors::Container::owns_pid_namespace(self)
     }
 
+    fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Arc<dyn Process>> {
+        Ok(Arc::new(executors::Container::exec(self, spec, stdio)?))
+    }
+
+    fn freeze(&self) -> Result<()> {
+        executors::Container::freeze(self)
+    }
+
+    fn thaw(&self) -> Result<()> {
+        executors::Container::thaw(self)
+    }
+
     fn pids(&self) -> Result<Vec<u32>> {
         executors::Container::pids(self)
     }
@@ -101,5 +117,9 @@ impl Process for executors::Process {
 
     fn reap(&self) -> Result<Option<Exit>> {
         executors::Process::reap(self)
+    }
+
+    fn take_console(&self) -> Option<Console> {
+        executors::Process::take_console(self)
     }
 }

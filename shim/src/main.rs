@@ -8,6 +8,7 @@ mod bootstrap;
 mod delete;
 mod engine;
 mod events;
+mod exit_record;
 mod info;
 mod logging;
 mod options;

@@ -80,7 +80,6 @@ pub const CASES: &[Case] = &[
     })
     .all(),
     Case::new("unknown_id", unknown_id),
-    Case::new("not_done_yet_is_unimplemented", unimplemented).hybrid_only(),
     Case::new("connect_and_pids", connect_and_pids).all(),
     Case::new("shutdown_waits_for_the_last_task", |test| {
         let direct = test.direct()?.config(&test.spec(&["spin"])?)?;
@@ -179,26 +178,6 @@ fn unknown_id(test: &Test) -> Result<()> {
         rpc(server.call("Connect", &ConnectRequest { id: id(), ..Default::default() }), "Connect")?;
     ensure!(connected.shim_pid > 0 && connected.task_pid == 0, "{connected:?}");
     server.shutdown()?;
-    direct.remove()
-}
-
-fn unimplemented(test: &Test) -> Result<()> {
-    let direct = test.direct()?.config(&test.spec(&["spin"])?)?;
-    let server = direct.start()?;
-    rpc(server.create(), "Create")?;
-    let id = || test.id.clone();
-    let refuse = |method: &str, result: ttrpc::Result<Empty>| {
-        refused(result, Code::UNIMPLEMENTED).with_context(|| method.to_owned())
-    };
-    refuse("Pause", server.call("Pause", &PauseRequest { id: id(), ..Default::default() }))?;
-    refuse("Resume", server.call("Resume", &ResumeRequest { id: id(), ..Default::default() }))?;
-    refuse("Checkpoint", server.call("Checkpoint", &CheckpointTaskRequest { id: id(), ..Default::default() }))?;
-    refuse("Update", server.call("Update", &UpdateTaskRequest { id: id(), ..Default::default() }))?;
-    refuse("Stats", server.call("Stats", &StatsRequest { id: id(), ..Default::default() }))?;
-    refuse("ResizePty", server.call("ResizePty", &ResizePtyRequest { id: id(), ..Default::default() }))?;
-    let exec = ExecProcessRequest { id: id(), exec_id: "other".to_owned(), ..Default::default() };
-    refuse("Exec", server.call("Exec", &exec))?;
-    end(&server)?;
     direct.remove()
 }
 
