@@ -6,6 +6,7 @@
  * "ready" on a line of its own tells the test that the state it waits for has been reached.
  */
 #define _GNU_SOURCE
+#include "probe.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -27,12 +28,12 @@
 
 extern char **environ;
 
-static int fail(const char *what) {
+int fail(const char *what) {
     fprintf(stderr, "probe: %s: %s\n", what, strerror(errno));
     return 1;
 }
 
-static void ready(void) {
+void ready(void) {
     puts("ready");
     fflush(stdout);
 }
@@ -106,10 +107,28 @@ static int lines(long count) {
     return 0;
 }
 
+static int bytes(long long count) {
+    static char buffer[65536];
+    while (count > 0) {
+        size_t part = count < (long long)sizeof buffer ? (size_t)count : sizeof buffer;
+        ssize_t written = write(1, buffer, part);
+        if (written < 0)
+            return fail("write");
+        count -= written;
+    }
+    return 0;
+}
+
 static _Noreturn void busy(void) {
     ready();
     for (volatile unsigned long n = 0;; n++)
         ;
+}
+
+static _Noreturn void wait_for_signal(void) {
+    ready();
+    for (;;)
+        pause_for(1e6);
 }
 
 #ifndef __wasi__
@@ -119,25 +138,19 @@ static void remember(int signal) {
     last_signal = signal;
 }
 
-/* Waits for SIGTERM and leaves with the code given; prints which signal came. */
-static int on_term(int code) {
-    sigset_t term, before;
-    sigemptyset(&term);
-    sigaddset(&term, SIGTERM);
-    sigprocmask(SIG_BLOCK, &term, &before);
+/* Waits for a signal and leaves with the code given; prints which signal came. */
+static int on_signal(int signal, int code) {
+    sigset_t blocked, before;
+    sigemptyset(&blocked);
+    sigaddset(&blocked, signal);
+    sigprocmask(SIG_BLOCK, &blocked, &before);
     struct sigaction action = {.sa_handler = remember};
-    sigaction(SIGTERM, &action, NULL);
+    sigaction(signal, &action, NULL);
     ready();
     while (!last_signal)
         sigsuspend(&before);
     printf("signal %d\n", (int)last_signal);
     return code;
-}
-
-static _Noreturn void wait_for_signal(void) {
-    ready();
-    for (;;)
-        pause();
 }
 
 /* Leaves COUNT children behind that only a signal ends, and then waits or exits as told. */
@@ -322,8 +335,20 @@ int main(int argc, char **argv) {
         return pause_for(atof(first));
     if (HAS("lines", first))
         return lines(atol(first));
+    if (HAS("bytes", first))
+        return bytes(atoll(first));
+    if (HAS("reply", second)) {
+        puts(first);
+        return atoi(second);
+    }
+    if (HAS("eat", first))
+        return eat(atol(first));
+    if (IS("isatty"))
+        return show_isatty();
     if (IS("spin"))
         busy();
+    if (IS("pause"))
+        wait_for_signal();
     if (IS("wait-stdin")) {
         ready();
         return copy(0);
@@ -334,9 +359,9 @@ int main(int argc, char **argv) {
     }
 #ifndef __wasi__
     if (IS("on-term"))
-        return on_term(first ? atoi(first) : 0);
-    if (IS("pause"))
-        wait_for_signal();
+        return on_signal(SIGTERM, first ? atoi(first) : 0);
+    if (HAS("on-signal", second))
+        return on_signal(atoi(first), atoi(second));
     if (HAS("children", first))
         return children(atoi(first), 1);
     if (HAS("abandon", first))
@@ -355,6 +380,14 @@ int main(int argc, char **argv) {
         return show_umask();
     if (IS("names"))
         return show_names();
+    if (IS("tty"))
+        return show_terminal();
+    if (HAS("sizes", first))
+        return show_sizes(atoi(first));
+    if (HAS("raw", first))
+        return raw(atol(first));
+    if (HAS("eat-in-child", first))
+        return eat_in_child(atol(first));
 #endif
     fprintf(stderr, "probe: unknown command, or too few arguments: %s\n", command);
     return 2;

@@ -11,15 +11,23 @@
 mod bad_input;
 mod churn;
 mod events;
+mod exec;
+mod exec_io;
+mod exec_life;
 mod exit;
 mod filesystem;
 mod group;
 mod harness;
+mod io;
 mod isolation;
+mod lifecycle;
+mod logger;
+mod oom;
 mod process;
 mod protocol;
 mod signals;
 mod stdio;
+mod terminal;
 mod wasm;
 
 use anyhow::{Context, Result};
@@ -41,6 +49,14 @@ const THEMES: &[(&str, &[Case])] = &[
     ("signals", signals::CASES),
     ("events", events::CASES),
     ("group", group::CASES),
+    ("exec", exec::CASES),
+    ("exec_life", exec_life::CASES),
+    ("exec_io", exec_io::CASES),
+    ("terminal", terminal::CASES),
+    ("io", io::CASES),
+    ("logger", logger::CASES),
+    ("lifecycle", lifecycle::CASES),
+    ("oom", oom::CASES),
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),

@@ -2,8 +2,10 @@
 use super::direct::Direct;
 use super::run::Run;
 use super::spec::Spec;
+use super::task::Task;
 use super::{Containerd, Runtime, leaks};
 use anyhow::{Context, Result, anyhow};
+use containerd_shim_protos::api::CreateTaskRequest;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::RwLock;
 
@@ -160,6 +162,23 @@ impl<'a> Test<'a> {
     /// A bundle for the shim to be called on without containerd in between.
     pub fn direct(&self) -> Result<Direct<'a>> {
         Direct::new(self.containerd, self.runtime(), &self.id)
+    }
+
+    /// A running task with the probe as init, by direct calls.
+    pub fn task(&self, arguments: &[&str]) -> Result<Task<'a>> {
+        self.task_of(self.spec(arguments)?)
+    }
+
+    /// The same from a spec.
+    pub fn task_of(&self, spec: Spec<'a>) -> Result<Task<'a>> {
+        let task = self.created(spec, |_| ())?;
+        task.start().context("Start")?;
+        Ok(task)
+    }
+
+    /// A task that was created and not started, with the request changed at will.
+    pub fn created(&self, spec: Spec<'a>, change: impl FnOnce(&mut CreateTaskRequest)) -> Result<Task<'a>> {
+        Task::create(self.containerd, self.kind, self.direct()?, spec, change)
     }
 
     pub fn ctr<const N: usize>(&self, arguments: [&str; N]) -> super::containerd::Ctr {

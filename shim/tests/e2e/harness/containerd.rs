@@ -2,14 +2,14 @@
 use super::command::{Output, output};
 use super::events::Events;
 use super::{NAMESPACE, PATIENCE};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 /// The runtime under test. runc's shim is there to test the tests, and to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,7 @@ pub struct Containerd {
     daemon: Mutex<Child>,
     log: PathBuf,
     names: AtomicU64,
+    logger: OnceLock<Result<PathBuf, String>>,
 }
 
 impl Containerd {
@@ -108,6 +109,7 @@ impl Containerd {
             daemon: Mutex::new(daemon),
             log,
             names: AtomicU64::new(0),
+            logger: OnceLock::new(),
         };
         for image in images {
             let archive = image.save(&containerd.folder)?;
@@ -130,6 +132,20 @@ impl Containerd {
             Runtime::Hybrid => hybrid_binary(),
             Runtime::Runc => self.programs.join("containerd-shim-runc-v2"),
         }
+    }
+
+    /// The log driver of the test images, as a program on the host.
+    pub fn logger(&self) -> Result<&Path> {
+        let build = || {
+            let (path, bytes) = (self.folder.join("logger"), self.folder.join("logger.bytes"));
+            fs::write(&bytes, test_images::logger()?).context("writing the logger")?;
+            // Not by us: a program under way to its execve would hold our descriptor, and the file be busy (execve(2)).
+            let mut install = Command::new("install");
+            output(install.args(["-m", "0755"]).arg(&bytes).arg(&path), b"")?.exits(0)?;
+            Ok::<_, anyhow::Error>(path)
+        };
+        let built = self.logger.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+        built.as_deref().map_err(|error| anyhow!("{error}"))
     }
 
     /// Where hybrid keeps precompiled code.

@@ -70,7 +70,12 @@ impl<'a> Direct<'a> {
 
     /// Runs `start` as containerd 1.6 does and connects to the address it prints.
     pub fn start(&self) -> Result<Server<'a>> {
-        let output = self.start_with(|_| (), b"")?.exits(0)?;
+        self.started_with(|_| ())
+    }
+
+    /// The same with the command changed at will.
+    pub fn started_with(&self, change: impl FnOnce(&mut Command)) -> Result<Server<'a>> {
+        let output = self.start_with(change, b"")?.exits(0)?;
         let address = output.stdout.trim();
         // runc's shim of containerd 2 answers in JSON whoever asks.
         let (address, version) = match serde_json::from_str::<Value>(address) {
@@ -109,7 +114,7 @@ impl<'a> Direct<'a> {
 /// A connection to a shim's server.
 pub struct Server<'a> {
     containerd: &'a Containerd,
-    id: String,
+    pub id: String,
     bundle: PathBuf,
     pub address: String,
     service: String,
