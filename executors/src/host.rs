@@ -31,9 +31,10 @@ pub fn fork() -> Result<Fork> {
 
 /// Starts a helper program, a child of this process that [`reap_orphans`] leaves alone. It gets each of `pass` as the
 /// descriptor of that number.
-pub fn spawn(command: &mut Command, pass: Vec<(OwnedFd, RawFd)>) -> Result<Process> {
-    sys::pass_descriptors(command, pass);
-    let child = process::spawn_command(command).or_kind(Kind::FailedPrecondition, || format!("execute {command:?}"))?;
+pub fn spawn(mut command: Command, pass: Vec<(OwnedFd, RawFd)>) -> Result<Process> {
+    sys::pass_descriptors(&mut command, pass);
+    let child =
+        process::spawn_command(&mut command).or_kind(Kind::FailedPrecondition, || format!("execute {command:?}"))?;
     Ok(Process::new(child, None, None))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The traits mirror `executors`' own types one to one; they exist so that the life cycle can be tested with fakes.
 
-use executors::{Choice, Console, ExecSpec, Exit, Result, RootfsMount, Stdio};
+use executors::{Choice, Console, ExecSpec, Exit, OomWatch, Result, RootfsMount, Stats, Stdio};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +26,9 @@ pub trait Container: Send + Sync {
     fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Arc<dyn Process>>;
     fn freeze(&self) -> Result<()>;
     fn thaw(&self) -> Result<()>;
+    fn update(&self, resources: &[u8]) -> Result<()>;
+    fn stats(&self) -> Result<Stats>;
+    fn watch_oom(&self) -> Result<Option<OomWatch>>;
     fn pids(&self) -> Result<Vec<u32>>;
     fn signal_all(&self, signal: i32) -> Result<()>;
     fn delete(self: Box<Self>) -> Result<()>;
@@ -83,6 +86,18 @@ impl Container for executors::Container {
 
     fn thaw(&self) -> Result<()> {
         executors::Container::thaw(self)
+    }
+
+    fn update(&self, resources: &[u8]) -> Result<()> {
+        executors::Container::update(self, resources)
+    }
+
+    fn stats(&self) -> Result<Stats> {
+        executors::Container::stats(self)
+    }
+
+    fn watch_oom(&self) -> Result<Option<OomWatch>> {
+        executors::Container::watch_oom(self)
     }
 
     fn pids(&self) -> Result<Vec<u32>> {

@@ -16,7 +16,6 @@ mod serve;
 mod service;
 mod socket;
 mod start;
-#[cfg_attr(not(test), expect(dead_code, reason = "the Stats call answers with it"))]
 mod stats;
 mod status;
 mod stdio;

@@ -6,7 +6,7 @@ use crate::serve::Stop;
 use crate::status::{rpc_error, task_status, timestamp};
 use crate::stdio::Names;
 use crate::task::{Creation, ExecRequest, State, Task as OneTask, TaskProcess, Tasks};
-use crate::{RUNTIME, options};
+use crate::{RUNTIME, options, stats};
 use anyhow::anyhow;
 use containerd_shim_protos::api::*;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
@@ -251,6 +251,24 @@ impl Task for Service {
         answer("ResizePty", &request.id, result).map(|()| Empty::new())
     }
 
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let result = match self.tasks.find(&request.id) {
+            Ok(task) => to_the_end(task.update(request.resources.unwrap_or_default().value)).await,
+            Err(error) => Err(error),
+        };
+        answer("Update", &request.id, result).map(|()| Empty::new())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        let result = match self.tasks.find(&request.id) {
+            Ok(task) => task.stats().await.and_then(|stats| stats::any(&stats)),
+            Err(error) => Err(error),
+        };
+        let mut response = StatsResponse::new();
+        response.stats = MessageField::some(answer("Stats", &request.id, result)?);
+        Ok(response)
+    }
+
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
         let result = match self.tasks.find(&request.id) {
             Ok(task) => to_the_end(self.tasks.clone().pause(task)).await,
@@ -289,14 +307,6 @@ impl Task for Service {
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
         self.unimplemented("Checkpoint", &request.id)
-    }
-
-    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        self.unimplemented("Update", &request.id)
-    }
-
-    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        self.unimplemented("Stats", &request.id)
     }
 }
 

@@ -49,11 +49,10 @@ impl Logger {
     pub fn start(uri: &str, identity: &Identity) -> Result<(Logger, OwnedFd, OwnedFd)> {
         let pipe = || pipe2(OFlag::O_CLOEXEC).with_context(|| format!("{uri}: make a pipe")).map_err(invalid);
         let ((out, out_write), (err, err_write), (ready, ready_write)) = (pipe()?, pipe()?, pipe()?);
-        let mut command = command(uri, identity)?;
+        let command = command(uri, identity)?;
         let copy = |fd: &OwnedFd| fd.try_clone().with_context(|| format!("{uri}: duplicate a pipe")).map_err(invalid);
         let pass = vec![(copy(&out)?, 3), (copy(&err)?, 4), (ready_write, 5)];
-        let process =
-            host::spawn(&mut command, pass).map_err(|error| error.context(format!("{uri}: start the logger")))?;
+        let process = host::spawn(command, pass).map_err(|error| error.context(format!("{uri}: start the logger")))?;
         await_ready(uri, &ready, &process)?;
         Ok((Logger { name: uri.to_owned(), process, pipes: [out, err] }, out_write, err_write))
     }

@@ -14,6 +14,7 @@
 
 mod exec;
 mod freezer;
+mod oom;
 mod process;
 mod supervise;
 
@@ -28,9 +29,10 @@ use crate::stdio::{self, Names, Owner};
 use anyhow::{Context, anyhow};
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskStart};
 use exec::Execs;
-use executors::{Error, Exit, Kind, Result, RootfsMount};
+use executors::{Error, Exit, Kind, OomWatch, Result, RootfsMount, Stats};
 use freezer::FreezerState;
 use nix::libc::SIGKILL;
+use oom::Watching;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
@@ -61,6 +63,7 @@ pub struct Task {
     owner: Option<Owner>,
     owns_pid_namespace: bool,
     freezer: FreezerState,
+    oom: Mutex<Option<Watching>>,
     /// `None` once it was deleted. Locked only where blocking is allowed: an executor's call may take milliseconds.
     container: RwLock<Option<Box<dyn Container>>>,
     /// Held by a Delete, so that a second one finds the task gone instead of half gone.
@@ -94,6 +97,25 @@ impl Task {
         let pids = self.clone().with_container(|container| container.pids()).await.unwrap_or(Ok(Vec::new()))?;
         let mut execs = self.execs.pids();
         Ok(pids.into_iter().map(|pid| (pid, execs.remove(&pid))).collect())
+    }
+
+    /// Changes the container's resources, which are the JSON of the spec's `linux.resources`.
+    ///
+    /// # Errors
+    /// FailedPrecondition when the task has ended; nothing has changed then.
+    pub async fn update(self: Arc<Self>, resources: Vec<u8>) -> Result<()> {
+        if let State::Stopped(_) = self.init.state() {
+            return Err(precondition("the task has ended: its resources cannot be updated"));
+        }
+        self.with_container(move |container| container.update(&resources)).await.unwrap_or_else(|| Err(gone()))
+    }
+
+    /// What the container has used.
+    ///
+    /// # Errors
+    /// NotFound when its cgroup is gone.
+    pub async fn stats(self: Arc<Self>) -> Result<Stats> {
+        self.with_container(|container| container.stats()).await.unwrap_or_else(|| Err(gone()))
     }
 
     /// Sends a signal to one process, or with `all` to everything in the container. SIGKILL ends a pause.
@@ -171,7 +193,7 @@ impl Tasks {
     pub async fn create(self: Arc<Self>, creation: Creation) -> Result<u32> {
         let Creation { id, bundle, rootfs, names, owner, mut event } = creation;
         let reservation = Reservation::new(&self, &id)?;
-        let (container, prepared) = {
+        let Created { container, prepared, oom } = {
             let (engine, bundle, names) = (self.engine.clone(), bundle.clone(), names.clone());
             let logger = stdio::Identity { id: id.clone(), namespace: self.namespace.clone() };
             blocking(move || create_container(&*engine, &logger, &bundle, &rootfs, &names, owner)).await?
@@ -199,12 +221,16 @@ impl Tasks {
             owner,
             owns_pid_namespace: container.owns_pid_namespace(),
             freezer: FreezerState::default(),
+            oom: Mutex::default(),
             container: RwLock::new(Some(container)),
             deletion: tokio::sync::Mutex::default(),
         });
         reservation.fill(&task);
         event.pid = pid;
         self.events.publish(&event);
+        if let Some(Err(error)) = oom.map(|watch| task.begin_oom_watch(watch, &self.events)) {
+            log::warn!(id = task.id.as_str(); "{error:#}");
+        }
         tokio::spawn(supervise_init(task, exit, self.events.clone()));
         Ok(pid)
     }
@@ -308,6 +334,13 @@ impl Drop for Reservation<'_> {
     }
 }
 
+/// What the blocking part of a creation makes.
+struct Created {
+    container: Box<dyn Container>,
+    prepared: stdio::Prepared,
+    oom: Option<OomWatch>,
+}
+
 fn create_container(
     engine: &dyn Engine,
     identity: &stdio::Identity,
@@ -315,7 +348,7 @@ fn create_container(
     rootfs: &[RootfsMount],
     names: &Names,
     owner: Option<Owner>,
-) -> Result<(Box<dyn Container>, stdio::Prepared)> {
+) -> Result<Created> {
     let bundle = engine.open(&identity.id, path)?;
     if bundle.terminal() != names.terminal {
         let says = |terminal| if terminal { "a terminal" } else { "no terminal" };
@@ -328,7 +361,12 @@ fn create_container(
     let file = path.join(INIT_PID_FILE);
     // On an error the container is dropped, and with it everything of it.
     std::fs::write(&file, container.init().pid().to_string()).with_context(|| format!("write {}", file.display()))?;
-    Ok((container, prepared))
+    // Without it the container runs all the same.
+    let oom = container.watch_oom().unwrap_or_else(|error| {
+        log::warn!(id = identity.id.as_str(); "watch for processes that run out of memory: {error}");
+        None
+    });
+    Ok(Created { container, prepared, oom })
 }
 
 /// Runs an executor's call on a thread that may block.

@@ -43,6 +43,7 @@ pub(super) async fn supervise_init(task: Arc<Task>, exit: ExitFd, events: EventP
         }
     }
     task.execs.close().await;
+    task.end_oom_watch(&events);
     announce(&task, &task.init, exit, &events).await;
 }
 

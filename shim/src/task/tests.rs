@@ -5,7 +5,7 @@ mod exec;
 use super::*;
 use crate::engine::{Bundle, Process};
 use crate::events::testing::{Sink, publisher, serve};
-use executors::{Choice, Console, ExecSpec, Executor, Stdio};
+use executors::{Choice, Console, ExecSpec, Executor, OomWatch, Stats, Stdio};
 use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -93,6 +93,15 @@ impl Container for Fake {
     }
     fn thaw(&self) -> Result<()> {
         Ok(())
+    }
+    fn update(&self, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn stats(&self) -> Result<Stats> {
+        Err(Error::new(Kind::NotFound, anyhow!("a fake has no cgroup")))
+    }
+    fn watch_oom(&self) -> Result<Option<OomWatch>> {
+        Ok(None)
     }
     fn pids(&self) -> Result<Vec<u32>> {
         Ok(vec![self.process.pid()])

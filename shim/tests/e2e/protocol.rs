@@ -4,9 +4,8 @@ use crate::harness::leaks::Process;
 use crate::harness::{Case, Kind, NAMESPACE, Runtime, Test};
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::{
-    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, Empty, ExecProcessRequest,
-    KillRequest, PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, StartRequest, StateRequest,
-    StatsRequest, Status, UpdateTaskRequest, WaitRequest,
+    CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, Empty, KillRequest, PidsRequest, PidsResponse,
+    StartRequest, StateRequest, Status, WaitRequest,
 };
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
