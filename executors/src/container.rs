@@ -23,12 +23,23 @@ pub struct Stdio {
     pub stderr: Option<OwnedFd>,
 }
 
+/// How a container is made, beyond what its spec says: `ctr` and runc have flags of these names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Move the rootfs onto `/` and chroot(2) there instead of pivot_root(2), which the kernel refuses where `/` is the
+    /// initramfs (pivot_root(2), "rootfs"). The container's root is then guarded by less: a process with CAP_SYS_ADMIN
+    /// in the container can unmount it and see the host's.
+    pub no_pivot_root: bool,
+    /// Leave the container the session keyring of the shim instead of a new one (keyrings(7)).
+    pub no_new_keyring: bool,
+}
+
 /// Creates the container: afterwards its init process exists and waits to execute its program (OCI runtime spec,
 /// runtime.md "create").
 ///
 /// # Errors
 /// Every error says what was being tried. Nothing is left behind.
-pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Container> {
+pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &CreateOptions) -> Result<Container> {
     // Each of these undoes itself when dropped, so a failure further down leaves nothing.
     let rootfs = Rootfs::mount(rootfs, bundle.root())?;
     let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
@@ -41,7 +52,7 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Co
         }
     };
     let cgroup = Cgroup::create(&bundle)?;
-    let (namespaces, plan) = plan::compile(&bundle, rootfs, &cgroup, stdio, payload)?;
+    let (namespaces, plan) = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
     let init = launch(&bundle, &namespaces, plan, &cgroup)?;
     let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
     Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace })

@@ -23,7 +23,7 @@ pub mod wasm;
 
 pub use bundle::Bundle;
 pub use clean::clean;
-pub use container::{Container, Stdio, create};
+pub use container::{Container, CreateOptions, Stdio, create};
 pub use dispatch::{Choice, Executor};
 pub use error::{Error, Kind, Result};
 pub use process::{Exit, Process};

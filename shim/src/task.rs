@@ -13,8 +13,9 @@
 
 use crate::engine::{Container, Engine, Process};
 use crate::events::EventPublisher;
+use crate::options::Options;
 use crate::status::timestamp;
-use crate::stdio::{self, Holders, Names, Owner};
+use crate::stdio::{self, Holders, Names};
 use anyhow::{Context, anyhow};
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskStart};
 use executors::{Error, Exit, Kind, Result, RootfsMount};
@@ -53,7 +54,7 @@ pub struct Creation {
     pub bundle: PathBuf,
     pub rootfs: Vec<RootfsMount>,
     pub names: Names,
-    pub owner: Option<Owner>,
+    pub options: Options,
     /// The event that announces the task, but for the pid.
     pub event: TaskCreate,
 }
@@ -207,11 +208,11 @@ impl Tasks {
 
     /// Creates a container whose init waits for [`Tasks::start`], and returns init's pid.
     pub async fn create(self: Arc<Self>, creation: Creation) -> Result<u32> {
-        let Creation { id, bundle, rootfs, names, owner, mut event } = creation;
+        let Creation { id, bundle, rootfs, names, options, mut event } = creation;
         let reservation = Reservation::new(&self, &id)?;
         let (container, holders) = {
             let (engine, id, bundle, names) = (self.engine.clone(), id.clone(), bundle.clone(), names.clone());
-            blocking(move || create_container(&*engine, &id, &bundle, &rootfs, &names, owner)).await?
+            blocking(move || create_container(&*engine, &id, &bundle, &rootfs, &names, &options)).await?
         };
         let process = container.init();
         let exit = match watch_exit(&*process) {
@@ -347,15 +348,15 @@ fn create_container(
     path: &Path,
     rootfs: &[RootfsMount],
     names: &Names,
-    owner: Option<Owner>,
+    options: &Options,
 ) -> Result<(Box<dyn Container>, Holders)> {
     let bundle = engine.open(id, path)?;
     if bundle.terminal() {
         let message = anyhow!("config.json sets process.terminal, but the request asks for no terminal");
         return Err(Error::new(Kind::InvalidArgument, message));
     }
-    let (stdio, holders) = stdio::open(names, owner)?;
-    let container = bundle.create(rootfs, stdio)?;
+    let (stdio, holders) = stdio::open(names, options.io_owner)?;
+    let container = bundle.create(rootfs, stdio, &options.create)?;
     let file = path.join(INIT_PID_FILE);
     // On an error the container is dropped, and with it everything of it.
     std::fs::write(&file, container.init().pid().to_string()).with_context(|| format!("write {}", file.display()))?;

@@ -13,7 +13,7 @@
 //!   ----- (step, errno) ------>    or: this step failed; the child exits
 //! ```
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
@@ -143,6 +143,7 @@ impl<'a> Context<'a> {
                 Ok(())
             }
             Step::PivotRoot => self.pivot_root(),
+            Step::MoveRoot { others } => self.move_root(others),
             Step::RootfsPropagation(propagation) => rustix::mount::mount_change(c"/", propagation_flags(*propagation)),
             Step::Stdio { fds, uid } => stdio(fds, *uid),
             Step::Rlimit(resource, limit) => rustix::process::setrlimit(*resource, *limit),
@@ -263,6 +264,10 @@ impl<'a> Context<'a> {
             let null = sys::leak(rustix::fs::open(c"/dev/null", flags, Mode::empty())?);
             return attach_at(clone_tree(null, false)?, target);
         }
+        self.mask_folder(target)
+    }
+
+    fn mask_folder(&mut self, target: BorrowedFd<'_>) -> Result<()> {
         if let Some(mask) = self.mask {
             return attach_at(clone_tree(mask, false)?, target);
         }
@@ -291,6 +296,32 @@ impl<'a> Context<'a> {
         rustix::process::fchdir(self.rootfs()?)?;
         rustix::process::pivot_root(c".", c".")?;
         rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+        rustix::process::chdir(c"/")
+    }
+
+    /// For hosts where pivot_root(2) can't be; see `move_root.rs`.
+    fn move_root(&mut self, others: &[CString]) -> Result<()> {
+        let rootfs = self.rootfs()?;
+        rustix::process::fchdir(rootfs)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(rootfs, c"", rustix::fs::CWD, c"/", flags)?;
+        // This process's root is still the host's, below the mount that has just come.
+        for path in others {
+            match rustix::mount::unmount(path.as_c_str(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+                // Locked by whoever made this mount namespace (mount_namespaces(7)).
+                Err(Errno::INVAL | Errno::PERM) => {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    match rustix::fs::open(path.as_c_str(), flags, Mode::empty()) {
+                        Ok(folder) => self.mask_folder(sys::leak(folder))?,
+                        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                        Err(errno) => return Err(errno),
+                    }
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        rustix::process::chroot(c".")?;
         rustix::process::chdir(c"/")
     }
 

@@ -8,6 +8,7 @@ pub(crate) mod child;
 pub(crate) mod filesystem;
 pub(crate) mod launch;
 mod mounts;
+mod move_root;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod resolve;

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::filesystem::NewFilesystem;
 use super::mounts::{self, cstring};
+use super::move_root;
 use super::options::{Options, Recursive, propagation};
 use super::step::{Plan, Program, Step};
 use super::user;
@@ -20,7 +21,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result, bail};
 use crate::rootfs::Rootfs;
 use crate::sys::{self, CStringArray, MountAttr};
-use crate::{Kind, Stdio};
+use crate::{CreateOptions, Kind, Stdio};
 
 /// What clone3(2) is to do.
 pub(crate) struct Namespaces {
@@ -45,21 +46,29 @@ pub(crate) fn compile(
     cgroup: &Cgroup,
     stdio: Stdio,
     payload: Payload,
+    options: &CreateOptions,
 ) -> Result<(Namespaces, Plan)> {
     let environment = environment(bundle, &rootfs);
     let mut steps = Vec::new();
     steps.push(Step::Session);
     let namespaces = namespaces(bundle, &mut steps)?;
-    steps.push(Step::Keyring(CString::new(format!("_ses.{}", bundle.id())).or_kind(Kind::InvalidArgument, || "id")?));
+    if !options.no_new_keyring {
+        let name = CString::new(format!("_ses.{}", bundle.id())).or_kind(Kind::InvalidArgument, || "id")?;
+        steps.push(Step::Keyring(name));
+    }
     host_names(bundle, &mut steps)?;
     steps.push(Step::Umask(0));
     let for_guest = matches!(payload, Payload::Runner { .. });
+    if options.no_pivot_root {
+        // Before the container has mounts, which this must not change.
+        steps.push(move_root::isolate());
+    }
     file_systems(bundle, rootfs, cgroup, for_guest, &mut steps)?;
     let process = bundle.process();
     user::rlimits(bundle, &mut steps);
     apparmor(bundle, &mut steps)?;
     // From here on the container's root is "/".
-    steps.push(Step::PivotRoot);
+    steps.push(if options.no_pivot_root { move_root::step()? } else { Step::PivotRoot });
     if let Some((flags, recursive)) = rootfs_propagation(bundle)? {
         let recursive = if recursive == Recursive::Yes { libc::MS_REC } else { 0 };
         steps.push(Step::RootfsPropagation(flags | recursive));

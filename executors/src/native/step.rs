@@ -99,6 +99,10 @@ pub(crate) enum Step {
         readonly: Vec<CString>,
     },
     PivotRoot,
+    /// Instead of that: move the rootfs onto `/`, detach these mounts of the host, and chroot(2).
+    MoveRoot {
+        others: Vec<CString>,
+    },
     /// Propagation of the rootfs mount, after it became `/`.
     RootfsPropagation(u64),
     /// The three standard descriptors, made the user's so that it may reopen them by /proc/self/fd.
@@ -173,6 +177,7 @@ impl fmt::Display for Step {
             Step::GuestRoot { .. } => write!(f, "copy the mount tree for the guest"),
             Step::ReadonlyRootfs => write!(f, "root.readonly: make the rootfs read-only"),
             Step::PivotRoot => write!(f, "pivot_root"),
+            Step::MoveRoot { .. } => write!(f, "no_pivot_root: move the rootfs onto /"),
             Step::RootfsPropagation(_) => write!(f, "linux.rootfsPropagation: change the propagation of the rootfs"),
             Step::Stdio { .. } => write!(f, "set up stdio"),
             Step::Rlimit(resource, limit) => write!(

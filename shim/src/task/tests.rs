@@ -3,7 +3,7 @@
 use super::*;
 use crate::engine::Bundle;
 use crate::events::testing::{Sink, publisher, serve};
-use executors::{Choice, Executor, Stdio};
+use executors::{Choice, CreateOptions, Executor, Stdio};
 use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -56,7 +56,7 @@ impl Bundle for Fake {
         self.script.terminal
     }
 
-    fn create(self: Box<Self>, _: &[RootfsMount], _: Stdio) -> Result<Box<dyn Container>> {
+    fn create(self: Box<Self>, _: &[RootfsMount], _: Stdio, _: &CreateOptions) -> Result<Box<dyn Container>> {
         if self.script.create_fails { Err(Error::new(Kind::InvalidArgument, anyhow!("no args"))) } else { Ok(self) }
     }
 }
@@ -162,7 +162,7 @@ impl Stage {
             bundle: self.dir.path().into(),
             rootfs: Vec::new(),
             names: Names::default(),
-            owner: None,
+            options: Options::default(),
             event: TaskCreate::new(),
         };
         self.tasks.clone().create(creation).await?;

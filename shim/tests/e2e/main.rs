@@ -16,6 +16,7 @@ mod filesystem;
 mod group;
 mod harness;
 mod isolation;
+mod options;
 mod process;
 mod protocol;
 mod signals;
@@ -41,6 +42,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("signals", signals::CASES),
     ("events", events::CASES),
     ("group", group::CASES),
+    ("options", options::CASES),
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
