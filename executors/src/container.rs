@@ -32,12 +32,23 @@ pub struct Streams {
     pub stderr: Option<OwnedFd>,
 }
 
+/// How a container is made, beyond what its spec says: `ctr` and runc have flags of these names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Move the rootfs onto `/` and chroot(2) there instead of pivot_root(2), which the kernel refuses where `/` is the
+    /// initramfs (pivot_root(2), "rootfs"). The container's root is then guarded by less: a process with CAP_SYS_ADMIN
+    /// in the container can unmount it and see the host's.
+    pub no_pivot_root: bool,
+    /// Leave the container the session keyring of the shim instead of a new one (keyrings(7)).
+    pub no_new_keyring: bool,
+}
+
 /// Creates the container: afterwards its init process exists and waits to execute its program (OCI runtime spec,
 /// runtime.md "create").
 ///
 /// # Errors
 /// Every error says what was being tried. Nothing is left behind.
-pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Container> {
+pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &CreateOptions) -> Result<Container> {
     // Each of these undoes itself when dropped, so a failure further down leaves nothing.
     let rootfs = Rootfs::mount(rootfs, bundle.root())?;
     let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
@@ -48,10 +59,11 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Co
         }
     };
     let cgroup = Cgroup::create(&bundle)?;
-    let Compiled { namespaces, plan, console, filter } = plan::compile(&bundle, rootfs, &cgroup, stdio, payload)?;
+    let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
+    let Compiled { namespaces, plan, console, filter } = compiled;
     let init = launch(plan, &namespaces, &cgroup, console)?;
     let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
-    let joining = Joining::new(&bundle, filter);
+    let joining = Joining::new(&bundle, filter, options);
     Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining })
 }
 

@@ -30,7 +30,7 @@ pub use cgroup::oom::{Oom, OomWatch};
 pub use cgroup::stats::{self, Stats};
 pub use clean::clean;
 pub use console::Console;
-pub use container::{Container, Stdio, Streams, create};
+pub use container::{Container, CreateOptions, Stdio, Streams, create};
 pub use dispatch::{Choice, Executor};
 pub use error::{Error, Kind, Result};
 pub use exec::ExecSpec;

@@ -2,7 +2,7 @@
 //!
 //! The traits mirror `executors`' own types one to one; they exist so that the life cycle can be tested with fakes.
 
-use executors::{Choice, Console, ExecSpec, Exit, OomWatch, Result, RootfsMount, Stats, Stdio};
+use executors::{Choice, Console, CreateOptions, ExecSpec, Exit, OomWatch, Result, RootfsMount, Stats, Stdio};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,12 @@ pub trait Engine: Send + Sync + 'static {
 /// See [`executors::Bundle`].
 pub trait Bundle {
     fn terminal(&self) -> bool;
-    fn create(self: Box<Self>, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Box<dyn Container>>;
+    fn create(
+        self: Box<Self>,
+        rootfs: &[RootfsMount],
+        stdio: Stdio,
+        options: &CreateOptions,
+    ) -> Result<Box<dyn Container>>;
 }
 
 /// See [`executors::Container`].
@@ -58,8 +63,13 @@ impl Bundle for executors::Bundle {
         executors::Bundle::terminal(self)
     }
 
-    fn create(self: Box<Self>, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Box<dyn Container>> {
-        Ok(Box::new(executors::create(*self, rootfs, stdio)?))
+    fn create(
+        self: Box<Self>,
+        rootfs: &[RootfsMount],
+        stdio: Stdio,
+        options: &CreateOptions,
+    ) -> Result<Box<dyn Container>> {
+        Ok(Box::new(executors::create(*self, rootfs, stdio, options)?))
     }
 }
 

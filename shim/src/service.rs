@@ -95,7 +95,7 @@ fn creation(request: CreateTaskRequest) -> Result<Creation> {
     if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
         return Err(unimplemented("checkpoint: restoring a task"));
     }
-    let owner = options::check(request.options.as_ref())?;
+    let options = options::check(request.options.as_ref())?;
     let names =
         Names { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
     let rootfs = request.rootfs.iter().map(|mount| RootfsMount {
@@ -116,7 +116,7 @@ fn creation(request: CreateTaskRequest) -> Result<Creation> {
     event.bundle = request.bundle.clone();
     event.rootfs = request.rootfs;
     event.io = MessageField::some(io);
-    Ok(Creation { id: request.id, bundle: request.bundle.into(), rootfs, names, owner, event })
+    Ok(Creation { id: request.id, bundle: request.bundle.into(), rootfs, names, options, event })
 }
 
 fn exec_request(request: ExecProcessRequest) -> Result<ExecRequest> {

@@ -12,7 +12,7 @@
 //!   ----- (step, errno) ------>    or: this step failed; the child exits
 //! ```
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
@@ -158,6 +158,7 @@ impl<'a> Context<'a> {
                 rustix::thread::move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::MOUNT)
             }
             Step::PivotRoot => self.pivot_root(),
+            Step::MoveRoot { others } => self.move_root(others),
             Step::RootfsPropagation(propagation) => rustix::mount::mount_change(c"/", propagation_flags(*propagation)),
             Step::Stdio { fds, uid } => stdio(fds, *uid),
             Step::Terminal { slave, uid } => terminal(slave, *uid),
@@ -313,6 +314,10 @@ impl<'a> Context<'a> {
             let null = sys::leak(rustix::fs::open(c"/dev/null", flags, Mode::empty())?);
             return attach_at(clone_tree(null, false)?, target);
         }
+        self.mask_folder(target)
+    }
+
+    fn mask_folder(&mut self, target: BorrowedFd<'_>) -> Result<()> {
         if let Some(mask) = self.mask {
             return attach_at(clone_tree(mask, false)?, target);
         }
@@ -341,6 +346,32 @@ impl<'a> Context<'a> {
         rustix::process::fchdir(self.rootfs()?)?;
         rustix::process::pivot_root(c".", c".")?;
         rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+        rustix::process::chdir(c"/")
+    }
+
+    /// For hosts where pivot_root(2) can't be; see `move_root.rs`.
+    fn move_root(&mut self, others: &[CString]) -> Result<()> {
+        let rootfs = self.rootfs()?;
+        rustix::process::fchdir(rootfs)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(rootfs, c"", rustix::fs::CWD, c"/", flags)?;
+        // This process's root is still the host's, below the mount that has just come.
+        for path in others {
+            match rustix::mount::unmount(path.as_c_str(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+                // Locked by whoever made this mount namespace (mount_namespaces(7)).
+                Err(Errno::INVAL | Errno::PERM) => {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    match rustix::fs::open(path.as_c_str(), flags, Mode::empty()) {
+                        Ok(folder) => self.mask_folder(sys::leak(folder))?,
+                        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                        Err(errno) => return Err(errno),
+                    }
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        rustix::process::chroot(c".")?;
         rustix::process::chdir(c"/")
     }
 

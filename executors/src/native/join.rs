@@ -15,14 +15,15 @@ use super::plan::{self, Payload};
 use super::seccomp::Filter;
 use super::step::{Plan, Step};
 use super::user;
-use crate::Kind;
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result};
+use crate::{CreateOptions, Kind};
 
 /// What a container keeps of its spec for processes that join it later.
 pub(crate) struct Joining {
-    id: String,
+    /// The session keyring that its processes share, unless the container has none of its own.
+    keyring: Option<String>,
     /// Every namespace of the spec, whether it was made or joined: init is in it.
     namespaces: ThreadNameSpaceType,
     /// The container's seccomp filter, which holds for every process in it.
@@ -34,7 +35,7 @@ pub(crate) struct Joining {
 }
 
 impl Joining {
-    pub fn new(bundle: &Bundle, filter: Option<Filter>) -> Joining {
+    pub fn new(bundle: &Bundle, filter: Option<Filter>, options: &CreateOptions) -> Joining {
         use LinuxNamespaceType as N;
         use ThreadNameSpaceType as T;
         let kinds = [
@@ -49,7 +50,7 @@ impl Joining {
         let mut defaults = bundle.process().clone();
         defaults.set_args(None).set_env(None);
         Joining {
-            id: bundle.id().to_owned(),
+            keyring: (!options.no_new_keyring).then(|| bundle.id().to_owned()),
             namespaces: listed.fold(T::empty(), |all, (_, flag)| all | flag),
             filter,
             defaults,
@@ -101,7 +102,9 @@ impl Joining {
         if !namespaces.is_empty() {
             steps.push(Step::JoinContainer(pidfd()?, namespaces));
         }
-        steps.push(plan::keyring(&self.id)?);
+        if let Some(id) = &self.keyring {
+            steps.push(plan::keyring(id)?);
+        }
         if matches!(payload, Payload::Runner { .. }) {
             let readonly = self.writable_of_the_kernel.iter().map(|path| cstring(path)).collect::<Result<_>>()?;
             steps.push(Step::GuestRootOfContainer { readonly, init: pidfd()? });

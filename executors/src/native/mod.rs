@@ -11,6 +11,7 @@ pub(crate) mod filesystem;
 pub(crate) mod join;
 pub(crate) mod launch;
 mod mounts;
+mod move_root;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod resolve;

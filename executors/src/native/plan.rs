@@ -13,6 +13,7 @@ use rustix::mount::OpenTreeFlags;
 
 use super::filesystem::NewFilesystem;
 use super::mounts::{self, cstring};
+use super::move_root;
 use super::options::{Options, Recursive, propagation};
 use super::resolve::Make;
 use super::seccomp::Filter;
@@ -24,7 +25,7 @@ use crate::console::Console;
 use crate::error::{OrKind, Result, bail};
 use crate::rootfs::{Rootfs, open_inside};
 use crate::sys::{self, CStringArray, MountAttr};
-use crate::{Kind, Stdio};
+use crate::{CreateOptions, Kind, Stdio};
 
 /// What clone3(2) is to do.
 pub(crate) struct Namespaces {
@@ -59,6 +60,7 @@ pub(crate) fn compile(
     cgroup: &Cgroup,
     stdio: Stdio,
     payload: Payload,
+    options: &CreateOptions,
 ) -> Result<Compiled> {
     let process = bundle.process();
     let environment = environment(process, rootfs.tree());
@@ -66,15 +68,21 @@ pub(crate) fn compile(
     enter_cgroup(cgroup, process, &mut steps)?;
     steps.push(Step::Session);
     let namespaces = namespaces(bundle, &mut steps)?;
-    steps.push(keyring(bundle.id())?);
+    if !options.no_new_keyring {
+        steps.push(keyring(bundle.id())?);
+    }
     host_names(bundle, &mut steps)?;
     steps.push(Step::Umask(0));
     let for_guest = matches!(payload, Payload::Runner { .. });
+    if options.no_pivot_root {
+        // Before the container has mounts, which this must not change.
+        steps.push(move_root::isolate());
+    }
     let (stdio, console) = file_systems(bundle, rootfs, cgroup, stdio, for_guest, &mut steps)?;
     user::rlimits(process, &mut steps);
     apparmor(process, &mut steps)?;
     // From here on the container's root is "/".
-    steps.push(Step::PivotRoot);
+    steps.push(if options.no_pivot_root { move_root::step()? } else { Step::PivotRoot });
     if let Some((flags, recursive)) = rootfs_propagation(bundle)? {
         let recursive = if recursive == Recursive::Yes { libc::MS_REC } else { 0 };
         steps.push(Step::RootfsPropagation(flags | recursive));

@@ -112,6 +112,10 @@ pub(crate) enum Step {
         init: OwnedFd,
     },
     PivotRoot,
+    /// Instead of that: move the rootfs onto `/`, detach these mounts of the host, and chroot(2).
+    MoveRoot {
+        others: Vec<CString>,
+    },
     /// Propagation of the rootfs mount, after it became `/`.
     RootfsPropagation(u64),
     /// The three standard descriptors, made the user's so that it may reopen them by /proc/self/fd.
@@ -197,6 +201,7 @@ impl fmt::Display for Step {
             }
             Step::ReadonlyRootfs => write!(f, "root.readonly: make the rootfs read-only"),
             Step::PivotRoot => write!(f, "pivot_root"),
+            Step::MoveRoot { .. } => write!(f, "no_pivot_root: move the rootfs onto /"),
             Step::RootfsPropagation(_) => write!(f, "linux.rootfsPropagation: change the propagation of the rootfs"),
             Step::Stdio { .. } => write!(f, "set up stdio"),
             Step::Terminal { .. } => write!(f, "process.terminal: make the terminal the process's own"),

@@ -24,6 +24,7 @@ pub use process::{State, TaskProcess, stopped};
 
 use crate::engine::{Container, Engine};
 use crate::events::EventPublisher;
+use crate::options::Options;
 use crate::status::timestamp;
 use crate::stdio::{self, Names, Owner};
 use anyhow::{Context, anyhow};
@@ -48,7 +49,7 @@ pub struct Creation {
     pub bundle: PathBuf,
     pub rootfs: Vec<RootfsMount>,
     pub names: Names,
-    pub owner: Option<Owner>,
+    pub options: Options,
     /// The event that announces the task, but for the pid.
     pub event: TaskCreate,
 }
@@ -191,12 +192,13 @@ impl Tasks {
 
     /// Creates a container whose init waits for [`Tasks::start`], and returns init's pid.
     pub async fn create(self: Arc<Self>, creation: Creation) -> Result<u32> {
-        let Creation { id, bundle, rootfs, names, owner, mut event } = creation;
+        let Creation { id, bundle, rootfs, names, options, mut event } = creation;
         let reservation = Reservation::new(&self, &id)?;
+        let owner = options.io_owner;
         let Created { container, prepared, oom } = {
             let (engine, bundle, names) = (self.engine.clone(), bundle.clone(), names.clone());
             let logger = stdio::Identity { id: id.clone(), namespace: self.namespace.clone() };
-            blocking(move || create_container(&*engine, &logger, &bundle, &rootfs, &names, owner)).await?
+            blocking(move || create_container(&*engine, &logger, &bundle, &rootfs, &names, &options)).await?
         };
         let init = Arc::new(TaskProcess::new("", names, None));
         let process = container.init();
@@ -347,7 +349,7 @@ fn create_container(
     path: &Path,
     rootfs: &[RootfsMount],
     names: &Names,
-    owner: Option<Owner>,
+    options: &Options,
 ) -> Result<Created> {
     let bundle = engine.open(&identity.id, path)?;
     if bundle.terminal() != names.terminal {
@@ -356,8 +358,8 @@ fn create_container(
         let message = anyhow!("process.terminal of config.json says {spec}, but the request {request}");
         return Err(Error::new(Kind::InvalidArgument, message));
     }
-    let (stdio, prepared) = stdio::open(names, owner, stdio::For::Init, identity)?;
-    let container = bundle.create(rootfs, stdio)?;
+    let (stdio, prepared) = stdio::open(names, options.io_owner, stdio::For::Init, identity)?;
+    let container = bundle.create(rootfs, stdio, &options.create)?;
     let file = path.join(INIT_PID_FILE);
     // On an error the container is dropped, and with it everything of it.
     std::fs::write(&file, container.init().pid().to_string()).with_context(|| format!("write {}", file.display()))?;

@@ -5,7 +5,7 @@ mod exec;
 use super::*;
 use crate::engine::{Bundle, Process};
 use crate::events::testing::{Sink, publisher, serve};
-use executors::{Choice, Console, ExecSpec, Executor, OomWatch, Stats, Stdio};
+use executors::{Choice, Console, CreateOptions, ExecSpec, Executor, OomWatch, Stats, Stdio};
 use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -65,7 +65,7 @@ impl Bundle for Fake {
         self.script.terminal
     }
 
-    fn create(self: Box<Self>, _: &[RootfsMount], _: Stdio) -> Result<Box<dyn Container>> {
+    fn create(self: Box<Self>, _: &[RootfsMount], _: Stdio, _: &CreateOptions) -> Result<Box<dyn Container>> {
         if self.script.create_fails { Err(Error::new(Kind::InvalidArgument, anyhow!("no args"))) } else { Ok(self) }
     }
 }
@@ -202,7 +202,7 @@ impl Stage {
             bundle: self.dir.path().into(),
             rootfs: Vec::new(),
             names: Names::default(),
-            owner: None,
+            options: Options::default(),
             event: TaskCreate::new(),
         };
         self.tasks.clone().create(creation).await?;

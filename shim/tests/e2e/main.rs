@@ -23,6 +23,7 @@ mod isolation;
 mod lifecycle;
 mod logger;
 mod oom;
+mod options;
 mod process;
 mod protocol;
 mod signals;
@@ -57,6 +58,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("logger", logger::CASES),
     ("lifecycle", lifecycle::CASES),
     ("oom", oom::CASES),
+    ("options", options::CASES),
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),

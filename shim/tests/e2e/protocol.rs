@@ -1,7 +1,7 @@
 //! The shim's binary and its task service, called as containerd calls them.
 use crate::harness::direct::{Direct, Server, refused};
 use crate::harness::leaks::Process;
-use crate::harness::{Case, Kind, NAMESPACE, Runtime, Test};
+use crate::harness::{Case, Kind, Runtime, Test};
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::{
     CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, Empty, KillRequest, PidsRequest, PidsResponse,
@@ -300,16 +300,7 @@ fn answers(test: &Test) -> Result<()> {
 fn bootstrap(test: &Test) -> Result<()> {
     let direct = test.direct()?.config(&test.spec(&["exit", "9"])?)?;
     let folder = test.containerd.fresh_path("s");
-    let address = test.containerd.address();
-    let parameters = BootstrapParams {
-        instance_id: test.id.clone(),
-        namespace: NAMESPACE.to_owned(),
-        containerd_version: "2.3.4".to_owned(),
-        containerd_ttrpc_address: format!("{}.ttrpc", address.display()),
-        containerd_grpc_address: address.display().to_string(),
-        socket_dir: Some(folder.display().to_string()),
-        ..Default::default()
-    };
+    let parameters = BootstrapParams { socket_dir: Some(folder.display().to_string()), ..direct.bootstrap() };
     let mut command = direct.command("start");
     // Such a containerd sets neither.
     command.env_remove("TTRPC_ADDRESS").env_remove("GRPC_ADDRESS");

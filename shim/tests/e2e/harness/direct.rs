@@ -7,6 +7,7 @@ use containerd_shim_protos::api::{
     CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, KillRequest, ShutdownRequest,
     StartRequest, StartResponse, StateRequest, StateResponse, WaitRequest, WaitResponse,
 };
+use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use protobuf::Message;
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
@@ -86,7 +87,25 @@ impl<'a> Direct<'a> {
             Err(_) => (address.to_owned(), 2),
         };
         let version = if self.runtime == Runtime::Hybrid { 2 } else { version };
-        Server::connect(self.containerd, &self.id, &self.bundle, &address, version)
+        self.connect(&address, version)
+    }
+
+    /// Connects to the shim of this bundle.
+    pub fn connect(&self, address: &str, version: i64) -> Result<Server<'a>> {
+        Server::connect(self.containerd, &self.id, &self.bundle, address, version)
+    }
+
+    /// What containerd 2.3 and later write to the stdin of `start`, without extensions.
+    pub fn bootstrap(&self) -> BootstrapParams {
+        let address = self.containerd.address();
+        BootstrapParams {
+            instance_id: self.id.clone(),
+            namespace: NAMESPACE.to_owned(),
+            containerd_version: "2.3.4".to_owned(),
+            containerd_ttrpc_address: format!("{}.ttrpc", address.display()),
+            containerd_grpc_address: address.display().to_string(),
+            ..Default::default()
+        }
     }
 
     /// Runs `start` with the command changed at will and `input` on stdin.
@@ -144,6 +163,11 @@ impl<'a> Server<'a> {
     /// A further connection to the same shim, for a call that blocks, or for another version of the task service.
     pub fn again(&self, version: i64) -> Result<Server<'a>> {
         Server::connect(self.containerd, &self.id, &self.bundle, &self.address, version)
+    }
+
+    /// The bundle's folder.
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
     }
 
     /// The path of the socket the shim listens on.
