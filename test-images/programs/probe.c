@@ -107,6 +107,16 @@ static int lines(long count) {
     return 0;
 }
 
+/* As lines(), one each 10 ms. */
+static int ticks(long count) {
+    for (long i = 1; i <= count; i++) {
+        printf("%ld\n", i);
+        fflush(stdout);
+        pause_for(0.01);
+    }
+    return 0;
+}
+
 static int bytes(long long count) {
     static char buffer[65536];
     while (count > 0) {
@@ -365,6 +375,8 @@ int main(int argc, char **argv) {
         return pause_for(atof(first));
     if (HAS("lines", first))
         return lines(atol(first));
+    if (HAS("ticks", first))
+        return ticks(atol(first));
     if (HAS("bytes", first))
         return bytes(atoll(first));
     if (HAS("reply", second)) {

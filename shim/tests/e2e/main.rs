@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod churn;
+mod crash;
 mod events;
 mod exec;
 mod exec_io;
@@ -18,6 +19,7 @@ mod exit;
 mod filesystem;
 mod group;
 mod harness;
+mod hostile;
 mod io;
 mod isolation;
 mod lifecycle;
@@ -26,8 +28,10 @@ mod oom;
 mod options;
 mod process;
 mod protocol;
+mod restart;
 mod signals;
 mod stdio;
+mod table;
 mod terminal;
 mod wasm;
 
@@ -62,6 +66,10 @@ const THEMES: &[(&str, &[Case])] = &[
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
+    ("table", table::CASES),
+    ("hostile", hostile::CASES),
+    ("restart", restart::CASES),
+    ("crash", crash::CASES),
     ("churn", churn::CASES),
 ];
 
@@ -113,13 +121,14 @@ impl Lines {
         let mut trials = Vec::new();
         for (index, line) in self.entries.iter().enumerate() {
             for (theme, case) in THEMES.iter().flat_map(|(theme, cases)| cases.iter().map(move |case| (theme, case))) {
-                for &kind in case.kinds.iter().filter(|kind| case.runs(**kind, self.runtime)) {
+                for &kind in case.kinds.iter().filter(|kind| case.runs(**kind, self.runtime, &line.name)) {
                     let name = format!("{}::{theme}::{}::{}", line.name, case.name, kind.name());
                     let (lines, number) = (self.clone(), trials.len());
-                    trials.push(Trial::test(name, move || {
+                    let trial = Trial::test(name, move || {
                         let containerd = lines.containerd(index)?;
                         case.run(containerd, kind, number).map_err(|error| Failed::from(format!("{error:#}")))
-                    }));
+                    });
+                    trials.push(trial.with_ignored_flag(case.ignored));
                 }
             }
         }

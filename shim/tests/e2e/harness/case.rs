@@ -1,5 +1,6 @@
 //! A test as the themes write it down, and what it is given when it runs.
 use super::direct::Direct;
+use super::isolated::LINES;
 use super::run::Run;
 use super::spec::Spec;
 use super::task::Task;
@@ -68,13 +69,18 @@ pub struct Case {
     pub hybrid_only: bool,
     /// Whether nothing else may run meanwhile.
     pub exclusive: bool,
+    /// Whether it runs only when it is asked for (`--ignored`).
+    pub ignored: bool,
+    /// Whether it means something on the newest release line.
+    pub on_newest: bool,
     body: Body,
 }
 
 impl Case {
     /// A test of Linux containers that runc passes as well.
     pub const fn new(name: &'static str, body: Body) -> Case {
-        Case { name, kinds: &[Kind::Linux], hybrid_only: false, exclusive: false, body }
+        let kinds = &[Kind::Linux];
+        Case { name, kinds, hybrid_only: false, exclusive: false, ignored: false, on_newest: true, body }
     }
 
     /// The test runs once for each of `kinds`.
@@ -98,9 +104,22 @@ impl Case {
         self
     }
 
-    /// Whether the test means something for this kind under this runtime.
-    pub fn runs(&self, kind: Kind, runtime: Runtime) -> bool {
-        runtime == Runtime::Hybrid || (kind == Kind::Linux && !self.hybrid_only)
+    /// It takes long, and runs only when it is asked for.
+    pub const fn ignored(mut self) -> Case {
+        self.ignored = true;
+        self
+    }
+
+    /// It is about what changes with the newest release line.
+    pub const fn before_newest(mut self) -> Case {
+        self.on_newest = false;
+        self
+    }
+
+    /// Whether the test means something for this kind under this runtime on this release line.
+    pub fn runs(&self, kind: Kind, runtime: Runtime, line: &str) -> bool {
+        let newest = LINES.last() == Some(&line);
+        (self.on_newest || !newest) && (runtime == Runtime::Hybrid || (kind == Kind::Linux && !self.hybrid_only))
     }
 
     /// Runs the test and looks for what it left behind.
@@ -157,6 +176,11 @@ impl<'a> Test<'a> {
     /// The spec `ctr` gives containers by default, on the root file system of the test's image, to change at will.
     pub fn spec(&self, arguments: &[&str]) -> Result<Spec<'a>> {
         Spec::default(self.containerd, self.kind, &self.id, arguments)
+    }
+
+    /// The kinds that the runtime under test knows.
+    pub fn known_kinds(&self) -> &'static [Kind] {
+        if self.runtime() == Runtime::Hybrid { Kind::ALL } else { &[Kind::Linux] }
     }
 
     /// A bundle for the shim to be called on without containerd in between.

@@ -114,6 +114,13 @@ impl Running {
         self.stdout.to_end().map(drop).with_context(|| self.what.clone())
     }
 
+    /// Ends the program with SIGKILL, and waits for its end.
+    pub fn kill(self) -> Result<()> {
+        let pid = rustix::process::Pid::from_raw(self.pid as i32).context("a pid is positive")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).with_context(|| self.what.clone())?;
+        self.ended.recv_timeout(PATIENCE).with_context(|| self.what.clone())?.map(drop).context("waiting for it")
+    }
+
     /// Ends stdin and waits for the program to end by itself.
     pub fn finish(mut self) -> Result<Output> {
         self.close_stdin();

@@ -1,10 +1,10 @@
 //! A private containerd of one release line, with the test images in it.
 use super::command::{Output, output};
 use super::events::Events;
-use super::{NAMESPACE, PATIENCE};
+use super::{Kind, NAMESPACE, PATIENCE};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -61,62 +61,66 @@ impl Containerd {
         images: &[test_images::Image],
         log: PathBuf,
     ) -> Result<Containerd> {
-        let folder = Path::new("/run/hybrid").join(line);
-        let config = folder.join("config.toml");
-        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        fs::write(&config, configuration(&folder)).context("writing containerd's configuration")?;
-
-        // containerd looks for the runtime's binary in its PATH, and runc's shim for runc.
-        let path = format!(
-            "{}:{}:{}",
-            hybrid_binary().parent().context("the shim lies in a folder")?.display(),
-            programs.display(),
-            std::env::var("PATH").unwrap_or_default()
-        );
-        let notify = folder.join("notify");
-        let ready = UnixDatagram::bind(&notify).context("binding the notification socket")?;
-        let output_to = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-        let mut daemon = Command::new(programs.join("containerd"))
-            .args(["--log-level", "debug", "--config"])
-            .arg(&config)
-            .env("PATH", path)
-            .env("HYBRID_WASM_CACHE", folder.join("wasm-cache"))
-            .env("NOTIFY_SOCKET", &notify)
-            .stdin(Stdio::null())
-            .stdout(output_to.try_clone().context("sharing the log")?)
-            .stderr(output_to)
-            .spawn()
-            .with_context(|| format!("starting containerd {line}"))?;
-        if let Err(error) = await_ready(&ready) {
-            daemon.kill().and_then(|()| daemon.wait()).context("ending a containerd that does not start")?;
-            return Err(error.context(format!("containerd {line} did not start, see {}", log.display())));
-        }
-
-        let ctr = programs.join("ctr");
-        let probe_number = AtomicU64::new(0);
-        let events = Events::open(ctr_command(&ctr, &folder), || {
-            let label = format!("probe={}", probe_number.fetch_add(1, Ordering::Relaxed));
-            let mut command = ctr_command(&ctr, &folder);
-            output(command.args(["namespaces", "label", NAMESPACE, &label]), b"")?.exits(0).map(drop)
-        });
-        // The namespace has to exist before it is given a label.
-        let containerd = Containerd {
-            line: line.to_owned(),
-            runtime,
-            events: events?,
-            folder,
-            programs: programs.to_owned(),
-            daemon: Mutex::new(daemon),
-            log,
-            names: AtomicU64::new(0),
-            logger: OnceLock::new(),
-        };
+        let containerd = Containerd::boot(line, programs, runtime, Path::new("/run/hybrid").join(line), log)?;
         for image in images {
             let archive = image.save(&containerd.folder)?;
             containerd.ctr(["image", "import"]).arg(archive).done()?;
             image.unpack(&containerd.rootfs(image.name()))?;
         }
         Ok(containerd)
+    }
+
+    /// Starts another of the same release line in a folder of its own, for a test that restarts it. It has the images
+    /// of the probe.
+    pub fn another(&self, name: &str) -> Result<Containerd> {
+        let folder = self.folder.with_file_name(name);
+        let log = self.log.with_file_name(format!("containerd-{name}.log"));
+        let containerd = Containerd::boot(&self.line, &self.programs, self.runtime, folder, log)?;
+        for kind in Kind::ALL {
+            let archive = self.folder.join(format!("{}.tar", kind.image_name()));
+            containerd.ctr(["image", "import"]).arg(archive).done()?;
+        }
+        Ok(containerd)
+    }
+
+    /// Ends it with a signal and waits for its end. Nothing can be asked of it until it is [`again`](Containerd::again).
+    pub fn halt(&mut self, signal: Signal) -> Result<()> {
+        self.events.close()?;
+        let daemon = self.daemon.get_mut().expect("no holder panics");
+        let pid = Pid::from_raw(daemon.id() as i32).context("a pid is positive")?;
+        kill_process(pid, signal).context("ending containerd")?;
+        daemon.wait().context("waiting for containerd's end").map(drop)
+    }
+
+    /// Starts it again on what it left, with the programs in this folder.
+    pub fn again(&mut self, programs: &Path) -> Result<()> {
+        self.programs = programs.to_owned();
+        *self.daemon.get_mut().expect("no holder panics") = launch(programs, &self.folder, &self.log)?;
+        self.events = open_events(programs, &self.folder)?;
+        Ok(())
+    }
+
+    fn boot(line: &str, programs: &Path, runtime: Runtime, folder: PathBuf, log: PathBuf) -> Result<Containerd> {
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        fs::write(folder.join("config.toml"), configuration(&folder)).context("writing containerd's configuration")?;
+        File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let daemon = launch(programs, &folder, &log)?;
+        Ok(Containerd {
+            line: line.to_owned(),
+            runtime,
+            events: open_events(programs, &folder)?,
+            folder,
+            programs: programs.to_owned(),
+            daemon: Mutex::new(daemon),
+            log,
+            names: AtomicU64::new(0),
+            logger: OnceLock::new(),
+        })
+    }
+
+    /// The folder with its programs.
+    pub fn programs(&self) -> &Path {
+        &self.programs
     }
 
     /// `ctr`, speaking to this containerd in the tests' namespace.
@@ -193,7 +197,7 @@ impl Containerd {
     }
 
     /// Stops containerd in order.
-    pub fn stop(self) -> Result<()> {
+    pub fn stop(mut self) -> Result<()> {
         let containers = self.ctr(["containers", "list", "-q"]).done()?.stdout;
         self.events.close()?;
         let pid = self.daemon.lock().expect("no holder panics").id();
@@ -231,6 +235,50 @@ impl Ctr {
     pub fn done(self) -> Result<Output> {
         self.output()?.exits(0)
     }
+}
+
+/// Starts the daemon on what lies in its folder, and waits until it answers.
+fn launch(programs: &Path, folder: &Path, log: &Path) -> Result<Child> {
+    // containerd looks for the runtime's binary in its PATH, and runc's shim for runc.
+    let path = format!(
+        "{}:{}:{}",
+        hybrid_binary().parent().context("the shim lies in a folder")?.display(),
+        programs.display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let notify = folder.join("notify");
+    if notify.exists() {
+        fs::remove_file(&notify).context("removing the notification socket of the last start")?;
+    }
+    let ready = UnixDatagram::bind(&notify).context("binding the notification socket")?;
+    let output = OpenOptions::new().append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+    let mut daemon = Command::new(programs.join("containerd"))
+        .args(["--log-level", "debug", "--config"])
+        .arg(folder.join("config.toml"))
+        .env("PATH", path)
+        .env("HYBRID_WASM_CACHE", folder.join("wasm-cache"))
+        .env("NOTIFY_SOCKET", &notify)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().context("sharing the log")?)
+        .stderr(output)
+        .spawn()
+        .with_context(|| format!("starting {}/containerd", programs.display()))?;
+    if let Err(error) = await_ready(&ready) {
+        daemon.kill().and_then(|()| daemon.wait()).context("ending a containerd that does not start")?;
+        return Err(error.context(format!("{}/containerd did not start, see {}", programs.display(), log.display())));
+    }
+    Ok(daemon)
+}
+
+/// The namespace of the tests is made by the first label it is given.
+fn open_events(programs: &Path, folder: &Path) -> Result<Events> {
+    let ctr = programs.join("ctr");
+    let number = AtomicU64::new(0);
+    Events::open(ctr_command(&ctr, folder), || {
+        let label = format!("probe={}", number.fetch_add(1, Ordering::Relaxed));
+        let mut command = ctr_command(&ctr, folder);
+        output(command.args(["namespaces", "label", NAMESPACE, &label]), b"")?.exits(0).map(drop)
+    })
 }
 
 fn ctr_command(ctr: &Path, folder: &Path) -> Command {

@@ -13,6 +13,7 @@ use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use ttrpc::Code;
 
 /// A bundle made by the test.
@@ -170,6 +171,18 @@ impl<'a> Server<'a> {
         &self.bundle
     }
 
+    /// The same connection, for the task of another bundle.
+    pub fn of(&self, direct: &Direct) -> Server<'a> {
+        Server {
+            containerd: self.containerd,
+            id: direct.id.clone(),
+            bundle: direct.bundle.clone(),
+            address: self.address.clone(),
+            service: self.service.clone(),
+            client: self.client.clone(),
+        }
+    }
+
     /// The path of the socket the shim listens on.
     pub fn socket(&self) -> &Path {
         Path::new(self.address.trim_start_matches("unix://"))
@@ -186,7 +199,17 @@ impl<'a> Server<'a> {
         method: &str,
         request: &Request,
     ) -> ttrpc::Result<Response> {
-        let ctx = ttrpc::context::with_duration(PATIENCE);
+        self.call_within(PATIENCE, method, request)
+    }
+
+    /// The same with another time limit.
+    pub fn call_within<Request: Message, Response: Message>(
+        &self,
+        limit: Duration,
+        method: &str,
+        request: &Request,
+    ) -> ttrpc::Result<Response> {
+        let ctx = ttrpc::context::with_duration(limit);
         let mut response = Response::new();
         ttrpc::client_request!(self, ctx, request, self.service, method, response);
         Ok(response)

@@ -92,7 +92,7 @@ impl Events {
     }
 
     /// Ends `ctr events`.
-    pub fn close(mut self) -> Result<()> {
+    pub fn close(&mut self) -> Result<()> {
         self.ctr.kill().and_then(|()| self.ctr.wait()).map(drop).context("ending ctr events")
     }
 }

@@ -29,6 +29,11 @@ impl<'s> Exec<'s> {
         Exec { server, id: id.to_owned(), process, fifos: Some(fifos), terminal: false, uri: None }
     }
 
+    /// One without streams.
+    pub fn bare(server: &'s Server<'s>, id: &str, process: Value) -> Exec<'s> {
+        Exec { server, id: id.to_owned(), process, fifos: None, terminal: false, uri: None }
+    }
+
     /// Sets the value at a JSON pointer of the process, whose last part may be new.
     pub fn set(mut self, pointer: &str, value: Value) -> Result<Exec<'s>> {
         let (parent, last) = pointer.rsplit_once('/').context("a pointer begins with /")?;

@@ -10,6 +10,14 @@ pub const LINES: [&str; 3] = ["1.6", "1.7", "2.x"];
 /// Set for the run inside the namespaces: `line=folder` of each containerd, separated by spaces.
 const INSIDE: &str = "HYBRID_E2E_INSIDE";
 
+/// Set there too: the folder of the newest line's programs, for upgrades to it, if it can be had.
+const NEWEST: &str = "HYBRID_E2E_NEWEST";
+
+/// The folder with the programs of the newest release line.
+pub fn newest() -> Result<PathBuf> {
+    std::env::var_os(NEWEST).map(PathBuf::from).context("the newest containerd cannot be had")
+}
+
 /// Returns, inside the namespaces, the release lines and the folders with their programs: those that
 /// `HYBRID_CONTAINERD` names, or the ones of `default` that can be had.
 ///
@@ -24,14 +32,16 @@ pub fn enter(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let named: Vec<&str> = wanted.split([',', ' ']).filter(|line| !line.is_empty() && *line != "all").collect();
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
     let mut found = Vec::new();
+    let look = |line: &str| {
+        let mut command = Command::new(scripts.join("containerd"));
+        let output = command.arg(line).stderr(Stdio::inherit()).output();
+        let output = output.with_context(|| format!("looking for containerd {line}"))?;
+        let programs = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Ok::<_, anyhow::Error>(output.status.success().then_some(programs))
+    };
     for line in if named.is_empty() { default } else { &named } {
-        let output = Command::new(scripts.join("containerd"))
-            .arg(line)
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("looking for containerd {line}"))?;
-        if output.status.success() {
-            found.push(format!("{line}={}", String::from_utf8_lossy(&output.stdout).trim()));
+        if let Some(programs) = look(line)? {
+            found.push(format!("{line}={programs}"));
         } else if named.contains(line) {
             bail!("containerd {line} cannot be had");
         } else {
@@ -42,5 +52,8 @@ pub fn enter(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let program = std::env::current_exe().context("finding this program")?;
     let mut command = Command::new(scripts.join("isolated"));
     command.arg(program).args(std::env::args_os().skip(1)).env(INSIDE, found.join(" "));
+    if let Some(programs) = look(LINES[LINES.len() - 1])? {
+        command.env(NEWEST, programs);
+    }
     Err(command.exec()).with_context(|| format!("executing {command:?}"))
 }

@@ -141,6 +141,12 @@ impl Process {
         Some(Process { pid, parent, name: name.to_owned(), text })
     }
 
+    /// The one process of this name whose command line or cgroup contains `id`.
+    pub fn mentioning(id: &str, name: &str) -> Result<Process> {
+        let found = Process::all()?.into_iter().find(|process| process.mentions(id) && process.name.starts_with(name));
+        found.with_context(|| format!("no {name} with {id}"))
+    }
+
     /// The processor time the process has used (proc_pid_stat(5): utime and stime, in 1/100 s).
     pub fn cpu_time(pid: u32) -> Result<Duration> {
         let path = format!("/proc/{pid}/stat");

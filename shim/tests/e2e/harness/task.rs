@@ -41,6 +41,18 @@ impl<'a> Task<'a> {
         Ok(Task { containerd, kind, direct, server, process: spec.value["process"].clone(), pid })
     }
 
+    /// Creates the task in a shim that was started for it.
+    pub fn adopt(
+        containerd: &'a Containerd,
+        kind: Kind,
+        direct: Direct<'a>,
+        server: Server<'a>,
+        spec: &Spec<'a>,
+    ) -> Result<Task<'a>> {
+        let pid = server.create().context("Create")?.pid;
+        Ok(Task { containerd, kind, direct, server, process: spec.value["process"].clone(), pid })
+    }
+
     /// A further process: the probe with these arguments, else like init.
     pub fn exec(&self, id: &str, arguments: &[&str]) -> Result<Exec<'_>> {
         let program = [&[self.kind.program()], arguments].concat();
