@@ -129,10 +129,13 @@ impl Engine {
         let containers = output(&mut self.docker(&["ps", "--all", "--quiet"]), b"")?.exits(0)?.stdout;
         ensure!(containers.is_empty(), "containers left in dockerd: {containers}");
         self.stop_daemon()?;
-        // With --live-restore dockerd leaves the network namespaces it made for itself to the next one.
-        for entry in fs::read_dir(self.folder.join("exec/netns")).context("reading exec/netns")? {
-            let path = entry?.path();
-            unmount(&path, UnmountFlags::DETACH).with_context(|| format!("unmounting {}", path.display()))?;
+        // With --live-restore dockerd leaves its own mounts to the next one; a container's would be a fault of somebody.
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
+        let (data, networks) = (self.folder.join("data"), self.folder.join("exec/netns"));
+        for path in mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new) {
+            if path == data || path.starts_with(&networks) {
+                unmount(path, UnmountFlags::DETACH).with_context(|| format!("unmounting {}", path.display()))?;
+            }
         }
         Ok(self.containerd)
     }
