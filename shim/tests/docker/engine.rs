@@ -134,7 +134,7 @@ impl Engine {
         let (data, networks) = (self.folder.join("data"), self.folder.join("exec/netns"));
         for path in mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new) {
             if path == data || path.starts_with(&networks) {
-                unmount(path, UnmountFlags::DETACH).with_context(|| format!("unmounting {}", path.display()))?;
+                unmount(path, UnmountFlags::empty()).with_context(|| format!("unmounting {}", path.display()))?;
             }
         }
         Ok(self.containerd)
