@@ -317,8 +317,8 @@ address = "{folder}/containerd.sock"
     )
 }
 
-/// Waits for the READY=1 that containerd sends as a service of systemd does (sd_notify(3)).
-fn await_ready(socket: &UnixDatagram) -> Result<()> {
+/// Waits for the READY=1 that containerd and dockerd send as services of systemd do (sd_notify(3)).
+pub fn await_ready(socket: &UnixDatagram) -> Result<()> {
     socket.set_read_timeout(Some(PATIENCE)).context("setting the time limit")?;
     let mut message = [0; 4096];
     loop {

@@ -11,6 +11,7 @@ use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 /// A program under way whose controlling terminal is the test's.
 pub struct OnTerminal {
@@ -57,6 +58,19 @@ impl OnTerminal {
     /// Types.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.user.write_all(bytes).with_context(|| format!("typing to {}", self.what))
+    }
+
+    /// Changes the terminal's size, of which the program is told by SIGWINCH.
+    #[allow(dead_code, reason = "ctr's are resized by other tests")]
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.user, size).context("changing the terminal's size")
+    }
+
+    /// Whether `text` is shown within this time.
+    #[allow(dead_code, reason = "not every program has to be asked twice")]
+    pub fn shows(&self, text: &str, patience: Duration) -> bool {
+        self.screen.shows(text, patience)
     }
 
     /// Waits until `text` has been shown.

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use std::io::Read;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 
 #[derive(Default)]
 struct Captured {
@@ -38,11 +39,11 @@ impl Stream {
     }
 
     /// Waits until `done` says so, the stream ends, or patience does; returns whether `done` did.
-    fn wait(&self, done: impl Fn(&Captured) -> bool) -> bool {
+    fn wait(&self, patience: Duration, done: impl Fn(&Captured) -> bool) -> bool {
         let (captured, changed) = &*self.0;
         let guard = captured.lock().expect("no reader panics");
         let (guard, _) = changed
-            .wait_timeout_while(guard, PATIENCE, |captured| !done(captured) && !captured.ended)
+            .wait_timeout_while(guard, patience, |captured| !done(captured) && !captured.ended)
             .expect("no reader panics");
         done(&guard)
     }
@@ -59,14 +60,20 @@ impl Stream {
 
     /// Waits until `text` has come.
     pub fn wait_for(&self, text: &str) -> Result<()> {
-        let found = self.wait(|captured| contains(&captured.bytes, text.as_bytes()));
+        let found = self.wait(PATIENCE, |captured| contains(&captured.bytes, text.as_bytes()));
         ensure!(found, "no {text:?} in {:?}", end_of(&self.text()));
         Ok(())
     }
 
+    /// Whether `text` comes, or has come, within this time.
+    #[allow(dead_code, reason = "not every program has to be asked twice")]
+    pub fn shows(&self, text: &str, patience: Duration) -> bool {
+        self.wait(patience, |captured| contains(&captured.bytes, text.as_bytes()))
+    }
+
     /// Waits for the end and returns all of it.
     pub fn to_end(&self) -> Result<Vec<u8>> {
-        ensure!(self.wait(|captured| captured.ended), "no end of {:?}", end_of(&self.text()));
+        ensure!(self.wait(PATIENCE, |captured| captured.ended), "no end of {:?}", end_of(&self.text()));
         Ok(self.bytes())
     }
 }
