@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use serde::de::DeserializeOwned;
 
 use crate::Kind;
 use crate::error::{OrKind, Result, bail};
@@ -29,8 +30,7 @@ impl Bundle {
     pub fn open(id: &str, path: &Path) -> Result<Bundle> {
         let config = path.join("config.json");
         let text = read(&config)?;
-        let spec: Spec =
-            serde_json::from_slice(&text).or_kind(Kind::InvalidArgument, || format!("parse {}", config.display()))?;
+        let spec: Spec = from_json(&text).or_kind(Kind::InvalidArgument, || format!("parse {}", config.display()))?;
         check(&spec).map_err(|e| e.context(config.display().to_string()))?;
         Ok(Bundle { id: id.to_owned(), path: path.to_owned(), spec })
     }
@@ -90,6 +90,14 @@ pub(crate) fn args(process: &Process) -> &[String] {
 pub(crate) fn variable<'a>(process: &'a Process, name: &str) -> Option<&'a str> {
     let env = process.env().as_deref().unwrap_or_default();
     env.iter().rev().find_map(|entry| entry.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
+}
+
+/// Parses a part of a spec; the error names the field that is wrong.
+pub(crate) fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, serde_path_to_error::Error<serde_json::Error>> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let value = serde_path_to_error::deserialize(&mut json)?;
+    json.end().map_err(|error| serde_path_to_error::Error::new(serde_path_to_error::Track::new().path(), error))?;
+    Ok(value)
 }
 
 fn read(config: &Path) -> Result<Vec<u8>> {

@@ -18,9 +18,11 @@ use crate::{Error, Kind};
 pub fn clean(id: &str, path: &Path) -> Result<()> {
     let cgroup = match Bundle::open(id, path) {
         Ok(bundle) => match Cgroup::load(id, bundle.linux().cgroups_path().as_deref()) {
-            // Another container's, for whose sake this one was refused.
-            Ok(cgroup) if cgroup.exists() && !cgroup.is_of(path) => Ok(()),
-            Ok(cgroup) => cgroup.signal(libc::SIGKILL).and_then(|()| cgroup.remove()),
+            Ok(cgroup) => cgroup.is_of(path).and_then(|is_of| match is_of {
+                true => cgroup.signal(libc::SIGKILL).and_then(|()| cgroup.remove()),
+                // Another container's, for whose sake this one was refused.
+                false => Ok(()),
+            }),
             // Its container was refused for it.
             Err(e) if matches!(e.kind(), Kind::InvalidArgument | Kind::Unimplemented) => Ok(()),
             Err(e) => Err(e),

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use oci_spec::runtime::Process as ProcessSpec;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
-use crate::bundle::{self, check_process, refuse, unsupported_of_process};
+use crate::bundle::{self, check_process, from_json, refuse, unsupported_of_process};
 use crate::console::Console;
 use crate::container::Container;
 use crate::dispatch::{self, Entrypoint, Executor};
@@ -31,8 +31,7 @@ impl ExecSpec {
     /// # Errors
     /// InvalidArgument for what is wrong, Unimplemented for what hybrid doesn't do; both with the name of the field.
     pub fn parse(json: &[u8]) -> Result<ExecSpec> {
-        let process: ProcessSpec =
-            serde_json::from_slice(json).or_kind(Kind::InvalidArgument, || "parse the process's spec")?;
+        let process: ProcessSpec = from_json(json).or_kind(Kind::InvalidArgument, || "parse the process's spec")?;
         check_process(&process)?;
         refuse(unsupported_of_process(&process))?;
         Ok(ExecSpec(process))

@@ -3,6 +3,7 @@
 use oci_spec::runtime::LinuxResources;
 
 use crate::Kind;
+use crate::bundle::from_json;
 use crate::cgroup::oom::OomWatch;
 use crate::cgroup::stats::Stats;
 use crate::container::Container;
@@ -36,7 +37,7 @@ impl Container {
     /// (with `memory.checkBeforeUpdate` also a limit below what is in use), NotFound when the cgroup is gone.
     pub fn update(&self, resources: &[u8]) -> Result<()> {
         let resources: LinuxResources =
-            serde_json::from_slice(resources).or_kind(Kind::InvalidArgument, || "parse the resources")?;
+            from_json(resources).or_kind(Kind::InvalidArgument, || "parse the resources")?;
         self.cgroup.update(&resources)
     }
 

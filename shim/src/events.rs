@@ -1,8 +1,9 @@
 //! Events to containerd: one queue, one consumer, so that they arrive in the order in which they happened.
 //!
 //! ```text
-//! publish() → queue → head: forward ─ ok ──→ next
-//!                       ↑      └── error ──→ reconnect; again, at most 5 times with a growing pause; then dropped, with a log line
+//! publish() → queue → head: forward ─ ok ─────→ next
+//!                       ↑      ├── refused ──→ again, at most 5 times with a growing pause; then dropped, with a log line
+//!                       └──────┴── no answer → reconnect, until there is one: containerd is being restarted or upgraded
 //! ```
 //! An event that cannot be delivered holds back those behind it: containerd must not see an exit before its start.
 
@@ -26,12 +27,13 @@ use ttrpc::asynchronous::transport::Socket;
 
 /// How many events may wait; as many as in containerd's Go shim.
 const QUEUE: usize = 2048;
-/// How often an event is tried before it is dropped.
+/// How often an event that containerd refuses is tried before it is dropped.
 const TRIES: u32 = 5;
 /// One try takes no longer than this.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
-/// The pause after the first failed try; after the nth it is n times as long.
+/// The pause after the first failed try; after the nth it is n times as long, up to [`LONGEST_PAUSE`] times.
 const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: u32 = 5;
 
 /// A message that containerd knows as an event. Names are constants: asking the protobuf library for them would
 /// build its reflection tables in every shim.
@@ -136,16 +138,29 @@ async fn deliver_one(envelope: Envelope, forwarder: &mut Forwarder, pause: Durat
     let topic = envelope.topic.clone();
     let mut request = ForwardRequest::new();
     request.envelope = MessageField::some(envelope);
-    for attempt in 1..=TRIES {
+    let mut refusals = 0;
+    for attempt in 1.. {
         match forwarder.forward(&request).await {
             Ok(()) => return,
-            Err(error) => log::warn!("forward the event {topic}, attempt {attempt} of {TRIES}: {error:#}"),
+            Err(Failure::Refused(error)) => {
+                refusals += 1;
+                if refusals == TRIES {
+                    return log::error!("dropped the event {topic}, which containerd refused {TRIES} times: {error}");
+                }
+                log::warn!("forward the event {topic}, attempt {refusals} of {TRIES}: {error}");
+            }
+            Err(Failure::NoAnswer(error)) if attempt == 1 => log::warn!("forward the event {topic}: {error:#}"),
+            Err(Failure::NoAnswer(error)) => log::debug!("forward the event {topic}, attempt {attempt}: {error:#}"),
         }
-        if attempt < TRIES {
-            sleep(pause * attempt).await;
-        }
+        sleep(pause * attempt.min(LONGEST_PAUSE)).await;
     }
-    log::error!("dropped the event {topic} after {TRIES} attempts");
+}
+
+/// Why an event was not delivered.
+enum Failure {
+    /// containerd has it, and does not want it.
+    Refused(ttrpc::Error),
+    NoAnswer(anyhow::Error),
 }
 
 /// A connection to containerd's event service, made when it is needed.
@@ -156,29 +171,40 @@ struct Forwarder {
 
 impl Forwarder {
     /// One try. A connection that broke since the last event (containerd has restarted) is made anew at once.
-    async fn forward(&mut self, request: &ForwardRequest) -> Result<()> {
+    async fn forward(&mut self, request: &ForwardRequest) -> Result<(), Failure> {
         if let Some(client) = self.client.take() {
             match send(&client, request).await {
-                Ok(()) => {
+                Err(error) if !is_refusal(&error) => log::debug!("the connection to {} broke: {error}", self.path),
+                answer => {
                     self.client = Some(client);
-                    return Ok(());
+                    return answer.map_err(Failure::Refused);
                 }
-                Err(error @ ttrpc::Error::RpcStatus(_)) => {
-                    self.client = Some(client);
-                    return Err(error).context("containerd refused it");
-                }
-                Err(error) => log::debug!("the connection to {} broke: {error}", self.path),
             }
         }
+        let client = self.connect().await.map_err(Failure::NoAnswer)?;
+        match send(&client, request).await {
+            Err(error) if !is_refusal(&error) => {
+                Err(Failure::NoAnswer(anyhow!(error).context(format!("send to {}", self.path))))
+            }
+            answer => {
+                self.client = Some(client);
+                answer.map_err(Failure::Refused)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<EventsClient> {
         let stream = timeout(FORWARD_TIMEOUT, UnixStream::connect(&self.path))
             .await
             .with_context(|| format!("connect to {}: timeout", self.path))?
             .with_context(|| format!("connect to {}", self.path))?;
-        let client = EventsClient::new(Client::new(Socket::new(stream)));
-        send(&client, request).await.with_context(|| format!("send to {}", self.path))?;
-        self.client = Some(client);
-        Ok(())
+        Ok(EventsClient::new(Client::new(Socket::new(stream))))
     }
+}
+
+/// Whether containerd has answered at all.
+fn is_refusal(error: &ttrpc::Error) -> bool {
+    matches!(error, ttrpc::Error::RpcStatus(_))
 }
 
 async fn send(client: &EventsClient, request: &ForwardRequest) -> ttrpc::Result<()> {
@@ -316,6 +342,21 @@ mod tests {
         server.shutdown().await.unwrap();
         std::fs::remove_file(&path).unwrap();
         events.publish(&exit(1));
+        let _server = serve(&sink, &path).await;
+        assert!(events.drain(LIMIT).await);
+        assert_eq!(sink.topics(), ["/tasks/start", "/tasks/exit"]);
+    }
+
+    #[tokio::test]
+    async fn events_wait_for_a_containerd_that_is_away_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c");
+        let sink = Arc::new(Sink::default());
+        let events = publisher(&path);
+        events.publish(&start(1));
+        events.publish(&exit(1));
+        // Longer than as many tries as a refused event gets.
+        assert!(!events.drain(Duration::from_millis(200)).await);
         let _server = serve(&sink, &path).await;
         assert!(events.drain(LIMIT).await);
         assert_eq!(sink.topics(), ["/tasks/start", "/tasks/exit"]);

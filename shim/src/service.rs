@@ -119,13 +119,21 @@ fn creation(request: CreateTaskRequest) -> Result<Creation> {
     Ok(Creation { id: request.id, bundle: request.bundle.into(), rootfs, names, options, event })
 }
 
+/// The JSON of a part of the OCI spec, whose type's name is the end of its URL (containerd: core/runtime/typeurl.go).
+fn json_of<'a>(any: &'a MessageField<Any>, name: &str) -> Result<&'a [u8]> {
+    match any.as_ref() {
+        Some(any) if any.type_url.rsplit('/').next() == Some(name) => Ok(&any.value),
+        Some(any) => Err(Error::new(Kind::InvalidArgument, anyhow!("{:?} is not the type {name}", any.type_url))),
+        None => Err(Error::new(Kind::InvalidArgument, anyhow!("the request has no {name}"))),
+    }
+}
+
 fn exec_request(request: ExecProcessRequest) -> Result<ExecRequest> {
     if request.exec_id.is_empty() {
         return Err(Error::new(Kind::InvalidArgument, anyhow!("the request names no exec id")));
     }
-    // The type is JSON's, whatever its URL says in detail (containerd: core/runtime/typeurl.go).
-    let spec =
-        ExecSpec::parse(&request.spec.value).map_err(|error| error.context(format!("exec {}", request.exec_id)))?;
+    let spec = json_of(&request.spec, "Process").and_then(ExecSpec::parse);
+    let spec = spec.map_err(|error| error.context(format!("exec {}", request.exec_id)))?;
     let names =
         Names { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
     Ok(ExecRequest { exec_id: request.exec_id, spec, names })
@@ -253,7 +261,10 @@ impl Task for Service {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let result = match self.tasks.find(&request.id) {
-            Ok(task) => to_the_end(task.update(request.resources.unwrap_or_default().value)).await,
+            Ok(task) => match json_of(&request.resources, "LinuxResources") {
+                Ok(resources) => to_the_end(task.update(resources.to_vec())).await,
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         answer("Update", &request.id, result).map(|()| Empty::new())

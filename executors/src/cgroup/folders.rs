@@ -1,7 +1,7 @@
 //! A cgroup's folder: made with those above it, marked, listed, removed. The same for v1 and v2.
 
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -60,19 +60,22 @@ pub(super) fn remove_made_parents(folder: &Path) {
     }
 }
 
-/// Writes the mark of the container whose bundle is at `bundle`.
-pub(super) fn mark(folder: &Path, bundle: &Path) -> io::Result<()> {
-    let bundle = bundle.canonicalize()?;
-    rustix::fs::setxattr(folder, CONTAINER, bundle.as_os_str().as_bytes(), rustix::fs::XattrFlags::empty())?;
+/// The mark of the container whose bundle is at `bundle`, however that path is written.
+pub(super) fn mark_of(bundle: &Path) -> io::Result<Vec<u8>> {
+    Ok(bundle.canonicalize()?.into_os_string().into_vec())
+}
+
+/// Writes a container's mark.
+pub(super) fn set_mark(folder: &Path, mark: &[u8]) -> io::Result<()> {
+    rustix::fs::setxattr(folder, CONTAINER, mark, rustix::fs::XattrFlags::empty())?;
     Ok(())
 }
 
-/// Whether the mark is that of the container whose bundle is at `bundle`.
-pub(super) fn is_marked(folder: &Path, bundle: &Path) -> bool {
+/// Reads the mark, if there is one.
+pub(super) fn get_mark(folder: &Path) -> Option<Vec<u8>> {
     let mut value = [0u8; libc::PATH_MAX as usize];
-    let Ok(length) = rustix::fs::getxattr(folder, CONTAINER, &mut value[..]) else { return false };
-    let bundle = bundle.canonicalize();
-    bundle.is_ok_and(|bundle| value.get(..length) == Some(bundle.as_os_str().as_bytes()))
+    let length = rustix::fs::getxattr(folder, CONTAINER, &mut value[..]).ok()?;
+    value.get(..length).map(<[u8]>::to_vec)
 }
 
 pub(super) fn collect_pids(folder: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
@@ -164,10 +167,11 @@ mod tests {
         // Any file system with trusted attributes will do.
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        assert!(!is_marked(folder.path(), one.path()), "not marked yet");
-        mark(folder.path(), one.path()).unwrap();
-        assert!(is_marked(folder.path(), one.path()));
-        assert!(is_marked(folder.path(), &one.path().join(".")), "however the path is written");
-        assert!(!is_marked(folder.path(), other.path()));
+        assert_eq!(get_mark(folder.path()), None, "not marked yet");
+        let mark = mark_of(one.path()).unwrap();
+        set_mark(folder.path(), &mark).unwrap();
+        assert_eq!(get_mark(folder.path()), Some(mark.clone()));
+        assert_eq!(mark_of(&one.path().join(".")).unwrap(), mark, "however the path is written");
+        assert_ne!(mark_of(other.path()).unwrap(), mark);
     }
 }

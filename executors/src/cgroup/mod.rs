@@ -23,7 +23,9 @@ use cgroups_rs::fs::{Cgroup as Groups, Controllers, hierarchies};
 use rustix::fs::{Mode, OFlags};
 
 use self::devices::Attached;
-use self::folders::{collect_pids, is_marked, make_folder, mark, remove_made_parents, remove_tree, write};
+use self::folders::{
+    collect_pids, get_mark, make_folder, mark_of, remove_made_parents, remove_tree, set_mark, write,
+};
 use self::limits::{Missing, Setting};
 use crate::Kind;
 use crate::bundle::Bundle;
@@ -69,8 +71,9 @@ impl Cgroup {
         cgroup.make()?;
         // A new one is frozen where one above it is.
         cgroup.refuse_frozen()?;
+        let mark = mark_of(bundle.path()).or_kind(Kind::Internal, || "find the bundle's path")?;
         for folder in cgroup.folders() {
-            mark(&folder, bundle.path())
+            set_mark(&folder, &mark)
                 .or_kind(Kind::Internal, || format!("mark cgroup {} as the container's", folder.display()))?;
         }
         for setting in &settings {
@@ -89,9 +92,12 @@ impl Cgroup {
         self.folders().iter().any(|folder| folder.exists())
     }
 
-    /// Whether it was made for the container of the bundle at `bundle`.
-    pub fn is_of(&self, bundle: &Path) -> bool {
-        self.folders().iter().any(|folder| is_marked(folder, bundle))
+    /// Whether it was made for the container of the bundle at `bundle`. One without a mark was if nothing is in it: a shim
+    /// that was killed while it made the cgroup had not come to marking it.
+    pub fn is_of(&self, bundle: &Path) -> Result<bool> {
+        let Ok(mark) = mark_of(bundle) else { return Ok(false) };
+        let marks: Vec<Vec<u8>> = self.folders().iter().filter_map(|folder| get_mark(folder)).collect();
+        Ok(marks.contains(&mark) || marks.is_empty() && self.pids()?.is_empty())
     }
 
     /// Whether the host has cgroup v2 only.

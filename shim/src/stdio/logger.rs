@@ -167,12 +167,24 @@ fn await_ready(uri: &str, ready: &OwnedFd, process: &Process) -> Result<()> {
     let read = nix::unistd::read(ready, &mut byte).with_context(|| format!("{uri}: read")).map_err(invalid)?;
     match read {
         0 if strict => Err(not_ready("ended, or closed descriptor 5, before it was ready")),
-        0 => match process.reap()? {
-            Some(exit) => Err(not_ready(&format!("ended with exit status {} before it was ready", exit.code))),
-            None => Ok(()),
-        },
+        0 if is_exiting(process.pid()) => {
+            let fd = process.exit_fd().try_clone_to_owned().context("duplicate the pidfd").map_err(invalid)?;
+            wait(&fd, limit).context("wait for the logger's end").map_err(invalid)?;
+            let code = process.reap()?.map_or_else(|| "unknown".to_owned(), |exit| exit.code.to_string());
+            Err(not_ready(&format!("ended with exit status {code} before it was ready")))
+        }
         _ => Ok(()),
     }
+}
+
+/// Whether a process is on its way out: that closes descriptors first, and can be seen by others last. Its flags say so from
+/// the beginning (proc_pid_stat(5), field 9; the kernel's PF_EXITING).
+fn is_exiting(pid: u32) -> bool {
+    const PF_EXITING: u32 = 4;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold anything.
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u32>().ok());
+    flags.is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
 /// Waits until a descriptor can be read; false when the limit has passed.

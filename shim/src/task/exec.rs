@@ -95,13 +95,13 @@ impl Tasks {
     /// # Errors
     /// AlreadyExists for an id that is taken; FailedPrecondition when the container is paused or has ended.
     pub fn add_exec(&self, task: &Task, request: ExecRequest) -> Result<()> {
-        task.takes_execs()?;
         let ExecRequest { exec_id, spec, names } = request;
         match lock(&task.execs.map).entry(exec_id.clone()) {
             Entry::Occupied(_) => {
                 return Err(Error::new(Kind::AlreadyExists, anyhow!("the process {exec_id} exists already")));
             }
             Entry::Vacant(vacant) => {
+                task.takes_execs()?;
                 vacant.insert(Arc::new(TaskProcess::new(&exec_id, names, Some(spec))));
             }
         }

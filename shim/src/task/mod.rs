@@ -93,9 +93,14 @@ impl Task {
         }
     }
 
-    /// The pids of everything in the container, as the host sees them, with the ids of exec'd processes.
+    /// The pids of everything in the container, as the host sees them, with the ids of exec'd processes. When all have ended
+    /// it is that of init: containerd takes a shim without pids for one that leaked, and deletes it when it starts again,
+    /// with an exit that nobody has read yet.
     pub async fn pids(self: Arc<Self>) -> Result<Vec<(u32, Option<String>)>> {
         let pids = self.clone().with_container(|container| container.pids()).await.unwrap_or(Ok(Vec::new()))?;
+        if pids.is_empty() {
+            return Ok(vec![(self.init.pid(), None)]);
+        }
         let mut execs = self.execs.pids();
         Ok(pids.into_iter().map(|pid| (pid, execs.remove(&pid))).collect())
     }
