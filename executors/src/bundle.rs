@@ -67,17 +67,6 @@ impl Bundle {
         self.spec.linux().as_ref().expect("checked in open: linux")
     }
 
-    /// The program's arguments; there is at least one, not empty.
-    pub(crate) fn args(&self) -> &[String] {
-        self.process().args().as_deref().unwrap_or_default()
-    }
-
-    /// A variable of the process's environment.
-    pub(crate) fn env(&self, name: &str) -> Option<&str> {
-        let env = self.process().env().as_deref().unwrap_or_default();
-        env.iter().rev().find_map(|entry| entry.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
-    }
-
     /// The folder on the host that becomes the container's root.
     pub(crate) fn root(&self) -> PathBuf {
         // A relative path is below the bundle (config.md, Root).
@@ -90,6 +79,17 @@ impl Bundle {
         let namespace = namespaces.iter().find(|namespace| namespace.typ() == kind)?;
         Some(namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty()))
     }
+}
+
+/// A process's arguments; there is at least one, not empty.
+pub(crate) fn args(process: &Process) -> &[String] {
+    process.args().as_deref().unwrap_or_default()
+}
+
+/// A variable of a process's environment.
+pub(crate) fn variable<'a>(process: &'a Process, name: &str) -> Option<&'a str> {
+    let env = process.env().as_deref().unwrap_or_default();
+    env.iter().rev().find_map(|entry| entry.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
 }
 
 fn read(config: &Path) -> Result<Vec<u8>> {
@@ -119,7 +119,8 @@ fn check(spec: &Spec) -> Result<()> {
     check_user(process, linux)?;
     check_mounts(spec)?;
     check_devices(linux)?;
-    refuse(unsupported(spec, process, linux))
+    refuse(unsupported_of_process(process))?;
+    refuse(unsupported(spec, linux))
 }
 
 /// Patch and minor versions of 1 are compatible (spec.md, "Versioning").
@@ -132,7 +133,7 @@ fn check_version(version: &str) -> Result<()> {
     }
 }
 
-fn check_process(process: &Process) -> Result<()> {
+pub(crate) fn check_process(process: &Process) -> Result<()> {
     match process.args().as_deref() {
         None | Some([]) => bail!(InvalidArgument, "process.args: empty"),
         Some([first, ..]) if first.is_empty() => bail!(InvalidArgument, "process.args[0]: empty"),
@@ -250,18 +251,31 @@ fn check_devices(linux: &Linux) -> Result<()> {
 }
 
 /// The first field that is set and not supported, if any.
-fn refuse(fields: impl IntoIterator<Item = (&'static str, bool)>) -> Result<()> {
+pub(crate) fn refuse(fields: impl IntoIterator<Item = (&'static str, bool)>) -> Result<()> {
     match fields.into_iter().find(|(_, is_set)| *is_set) {
         Some((field, _)) => bail!(Unimplemented, "{field}: not supported"),
         None => Ok(()),
     }
 }
 
-/// Every field that hybrid does not do yet, and whether the spec sets it to more than its default.
-fn unsupported(spec: &Spec, process: &Process, linux: &Linux) -> Vec<(&'static str, bool)> {
-    fn text(value: &Option<String>) -> bool {
-        value.as_deref().is_some_and(|value| !value.is_empty())
-    }
+fn is_set(value: &Option<String>) -> bool {
+    value.as_deref().is_some_and(|value| !value.is_empty())
+}
+
+/// Every field of a process that hybrid does not do yet, and whether it is set to more than its default.
+pub(crate) fn unsupported_of_process(process: &Process) -> [(&'static str, bool); 6] {
+    [
+        ("process.commandLine", is_set(process.command_line())),
+        ("process.selinuxLabel", is_set(process.selinux_label())),
+        ("process.ioPriority", process.io_priority().is_some()),
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
+        ("process.user.username", is_set(process.user().username())),
+    ]
+}
+
+/// Every other field of a spec that hybrid does not do yet, and whether it is set to more than its default.
+fn unsupported(spec: &Spec, linux: &Linux) -> Vec<(&'static str, bool)> {
     fn list<T>(value: &Option<Vec<T>>) -> bool {
         value.as_deref().is_some_and(|value| !value.is_empty())
     }
@@ -271,17 +285,11 @@ fn unsupported(spec: &Spec, process: &Process, linux: &Linux) -> Vec<(&'static s
         ("windows", spec.windows().is_some()),
         ("vm", spec.vm().is_some()),
         ("zos", spec.zos().is_some()),
-        ("process.commandLine", text(process.command_line())),
-        ("process.selinuxLabel", text(process.selinux_label())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("process.user.username", text(process.user().username())),
         ("linux.namespaces: user", namespace(LinuxNamespaceType::User)),
         ("linux.namespaces: time", namespace(LinuxNamespaceType::Time)),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
-        ("linux.mountLabel", text(linux.mount_label())),
+        ("linux.mountLabel", is_set(linux.mount_label())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.personality", linux.personality().is_some()),

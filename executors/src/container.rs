@@ -5,22 +5,42 @@ use std::sync::Arc;
 
 use oci_spec::runtime::LinuxNamespaceType;
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, args};
 use crate::cgroup::Cgroup;
 use crate::dispatch::{self, Choice, Entrypoint};
 use crate::error::Result;
+use crate::native::join::Joining;
 use crate::native::launch::launch;
-use crate::native::plan::{self, Payload};
+use crate::native::plan::{self, Compiled, Payload};
 use crate::process::Process;
 use crate::rootfs::{Rootfs, RootfsMount};
 use crate::wasm;
 
+/// What a process has for its standard input, output and error.
+#[derive(Debug)]
+pub enum Stdio {
+    Streams(Streams),
+    /// A terminal, made for it; the process's [`Console`](crate::Console) is its other end.
+    Terminal,
+}
+
 /// The three descriptors a process starts with; `None` is `/dev/null`.
 #[derive(Debug, Default)]
-pub struct Stdio {
+pub struct Streams {
     pub stdin: Option<OwnedFd>,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
+}
+
+/// How a container is made, beyond what its spec says: `ctr` and runc have flags of these names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Move the rootfs onto `/` and chroot(2) there instead of pivot_root(2), which the kernel refuses where `/` is the
+    /// initramfs (pivot_root(2), "rootfs"). The container's root is then guarded by less: a process with CAP_SYS_ADMIN
+    /// in the container can unmount it and see the host's.
+    pub no_pivot_root: bool,
+    /// Leave the container the session keyring of the shim instead of a new one (keyrings(7)).
+    pub no_new_keyring: bool,
 }
 
 /// Creates the container: afterwards its init process exists and waits to execute its program (OCI runtime spec,
@@ -28,33 +48,34 @@ pub struct Stdio {
 ///
 /// # Errors
 /// Every error says what was being tried. Nothing is left behind.
-pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Container> {
+pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &CreateOptions) -> Result<Container> {
     // Each of these undoes itself when dropped, so a failure further down leaves nothing.
     let rootfs = Rootfs::mount(rootfs, bundle.root())?;
     let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
     let payload = match entrypoint {
         Entrypoint::Native => Payload::Spec,
         Entrypoint::Wasm { module, path, function } => {
-            let runner = wasm::prepare(module, &path, function.as_deref())?;
-            let argv = runner.argv(bundle.args())?;
-            Payload::Runner { file: runner.program, pass: runner.pass, argv }
+            wasm::prepare(module, &path, function.as_deref())?.payload(args(bundle.process()))?
         }
     };
     let cgroup = Cgroup::create(&bundle)?;
-    let (namespaces, plan) = plan::compile(&bundle, rootfs, &cgroup, stdio, payload)?;
-    let init = launch(&bundle, &namespaces, plan, &cgroup)?;
+    let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
+    let Compiled { namespaces, plan, console, filter } = compiled;
+    let init = launch(plan, &namespaces, &cgroup, console)?;
     let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
-    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace })
+    let joining = Joining::new(&bundle, filter, options);
+    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining })
 }
 
 /// A created container. [`Container::delete`] removes what it has on the host; dropping it kills it and does so too, but
 /// can't say what went wrong.
 pub struct Container {
-    choice: Choice,
+    pub(crate) choice: Choice,
     // Dropped before init, which is waited for: one that is frozen only ends when its cgroup is killed as a whole.
     pub(crate) cgroup: Cgroup,
-    init: Arc<Process>,
+    pub(crate) init: Arc<Process>,
     owns_pid_namespace: bool,
+    pub(crate) joining: Joining,
 }
 
 impl Container {

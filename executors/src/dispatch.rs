@@ -9,13 +9,14 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::Process;
 use rustix::io::Errno;
 
 use crate::Kind;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, args, variable};
 use crate::error::{OrKind, Result, bail};
 use crate::native::plan::search;
 use crate::rootfs::{Rootfs, open_inside};
@@ -44,6 +45,8 @@ impl fmt::Display for Executor {
 pub struct Choice {
     pub executor: Executor,
     pub reason: String,
+    /// Whether an annotation of the container names the executor: then it holds for every process of the container.
+    pub by_annotation: bool,
 }
 
 /// What is executed.
@@ -75,7 +78,8 @@ const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 pub(crate) fn pick(bundle: &Bundle, rootfs: &Rootfs) -> Result<(Choice, Entrypoint)> {
     let by_rule = match by_annotation(|key| bundle.annotation(key))? {
         None if bundle.annotation(CONTAINER_TYPE) == Some("sandbox") => {
-            Some(Choice { executor: Executor::Native, reason: format!("annotation {CONTAINER_TYPE}=sandbox") })
+            let reason = format!("annotation {CONTAINER_TYPE}=sandbox");
+            Some(Choice { executor: Executor::Native, reason, by_annotation: true })
         }
         by_rule => by_rule,
     };
@@ -90,10 +94,10 @@ pub(crate) fn pick(bundle: &Bundle, rootfs: &Rootfs) -> Result<(Choice, Entrypoi
         && is_wasm(&mut found.file)?
     {
         let reason = format!("{:?} begins with WebAssembly's magic bytes", found.path);
-        return Ok((Choice { executor: Executor::Wasm, reason }, found.into()));
+        return Ok((Choice { executor: Executor::Wasm, reason, by_annotation: false }, found.into()));
     }
     let reason = "no annotation, and the entrypoint is not WebAssembly".to_owned();
-    Ok((Choice { executor: Executor::Native, reason }, Entrypoint::Native))
+    Ok((Choice { executor: Executor::Native, reason, by_annotation: false }, Entrypoint::Native))
 }
 
 /// Rule 1, over any source of annotations.
@@ -104,7 +108,8 @@ fn by_annotation<'a>(annotation: impl Fn(&str) -> Option<&'a str>) -> Result<Opt
             let known: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
             bail!(InvalidArgument, "annotation {key}: unknown value {value:?}; known: {}", known.join(", "));
         };
-        return Ok(Some(Choice { executor: *executor, reason: format!("annotation {key}={value}") }));
+        let reason = format!("annotation {key}={value}");
+        return Ok(Some(Choice { executor: *executor, reason, by_annotation: true }));
     }
     Ok(None)
 }
@@ -114,7 +119,7 @@ fn module(bundle: &Bundle, rootfs: &Rootfs) -> Result<Entrypoint> {
     match find(bundle, rootfs)? {
         Some(found) => Ok(found.into()),
         None => {
-            let program = bundle.args().first().map(String::as_str).unwrap_or_default();
+            let program = args(bundle.process()).first().map(String::as_str).unwrap_or_default();
             bail!(InvalidArgument, "process.args: {program:?}: module not found in the container")
         }
     }
@@ -135,14 +140,32 @@ impl From<Found> for Entrypoint {
 
 /// Looks for the entrypoint as the container will.
 fn find(bundle: &Bundle, rootfs: &Rootfs) -> Result<Option<Found>> {
-    let program = bundle.args().first().map(String::as_str).unwrap_or_default();
+    search_program(bundle.process(), |path| open(bundle, rootfs, path))
+}
+
+/// Picks what an exec'd process is, by the magic bytes of its program below `root`, the container's root folder.
+pub(crate) fn pick_exec(process: &Process, root: BorrowedFd<'_>) -> Result<Entrypoint> {
+    if let Some(mut found) = search_program(process, |path| open_inside(root, path))?
+        && is_wasm(&mut found.file)?
+    {
+        return Ok(found.into());
+    }
+    Ok(Entrypoint::Native)
+}
+
+/// Looks for `args[0]` with `open`, which is given absolute paths.
+fn search_program(
+    process: &Process,
+    open: impl Fn(&Path) -> std::result::Result<File, Errno>,
+) -> Result<Option<Found>> {
+    let program = args(process).first().map(String::as_str).unwrap_or_default();
     // A file whose name has the "#" in it comes first.
     let (module, function) = wasm::entrypoint(program);
     let names = [(program, None), (module, function)];
     for (name, function) in names.iter().take(if function.is_some() { 2 } else { 1 }) {
-        for path in search(name, bundle.env("PATH")) {
-            let path = bundle.process().cwd().join(path);
-            match open(bundle, rootfs, &path) {
+        for path in search(name, variable(process, "PATH")) {
+            let path = process.cwd().join(path);
+            match open(&path) {
                 Ok(file) => {
                     let (path, function) = (path.to_string_lossy().into_owned(), function.map(str::to_owned));
                     return Ok(Some(Found { file, path, function }));

@@ -1,7 +1,14 @@
 //! Calls on the shim's own process.
 
+use std::collections::BTreeSet;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+use cgroups_rs::fs::hierarchies;
+
 use crate::error::{OrKind, Result, bail};
-use crate::{Kind, process, sys};
+use crate::{Kind, Process, process, sys};
 
 /// The two sides of [`fork`].
 #[derive(Debug, PartialEq, Eq)]
@@ -26,10 +33,42 @@ pub fn fork() -> Result<Fork> {
     }
 }
 
+/// Starts a helper program, a child of this process that [`reap_orphans`] leaves alone. It gets each of `pass` as the
+/// descriptor of that number.
+pub fn spawn(mut command: Command, pass: Vec<(OwnedFd, RawFd)>) -> Result<Process> {
+    sys::pass_descriptors(&mut command, pass);
+    let child =
+        process::spawn_command(&mut command).or_kind(Kind::FailedPrecondition, || format!("execute {command:?}"))?;
+    Ok(Process::new(child, None, None))
+}
+
 /// Reaps processes that this one inherited as subreaper: orphans of containers that share a pid namespace.
 /// Never a container's own process or a helper, whose status somebody waits for. Call it on SIGCHLD.
 pub fn reap_orphans() {
     process::reap_orphans();
+}
+
+/// Moves this process into a cgroup that exists, in every hierarchy that has it. The path counts from the hierarchy's root.
+///
+/// # Errors
+/// InvalidArgument for a path with `..` in it; NotFound when no hierarchy has the cgroup.
+pub fn join_cgroup(path: &str) -> Result<()> {
+    if path.contains('\0') || Path::new(path).components().any(|component| component == Component::ParentDir) {
+        bail!(InvalidArgument, "cgroup {path:?}: not a path, or with .. in it");
+    }
+    let groups = cgroups_rs::fs::Cgroup::load(hierarchies::auto(), path.trim_matches('/'));
+    let folders = groups.subsystems().iter().map(|subsystem| subsystem.to_controller().path().to_owned());
+    // Controllers that share a hierarchy share the folder.
+    let folders: BTreeSet<PathBuf> = folders.filter(|folder| folder.is_dir()).collect();
+    if folders.is_empty() {
+        bail!(NotFound, "cgroup {path}: no such cgroup on this host");
+    }
+    for folder in folders {
+        // 0 is the process that writes (cgroups(7)).
+        let procs = folder.join("cgroup.procs");
+        std::fs::write(&procs, "0").or_kind(Kind::FailedPrecondition, || format!("join {}", procs.display()))?;
+    }
+    Ok(())
 }
 
 /// How long after its start a process drops the code that only starting needed, in seconds.

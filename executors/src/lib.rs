@@ -3,7 +3,7 @@
 //! This page is the whole API. Nothing here knows containerd, ttrpc or async: every call blocks, for milliseconds.
 //!
 //! ```text
-//! Bundle::open ─> create ─> Container ─ init() ─> Process: start, signal, exit_fd, reap
+//! Bundle::open ─> create ─> Container ─ init(), exec() ─> Process: start, signal, exit_fd, reap, take_console
 //!                              ├─ pids, signal_all, delete
 //!                              └─ freeze, thaw, update, stats, watch_oom
 //! ```
@@ -12,9 +12,11 @@
 mod bundle;
 mod cgroup;
 mod clean;
+mod console;
 mod container;
 mod dispatch;
 mod error;
+mod exec;
 pub mod host;
 mod native;
 mod process;
@@ -27,8 +29,10 @@ pub use bundle::Bundle;
 pub use cgroup::oom::{Oom, OomWatch};
 pub use cgroup::stats::{self, Stats};
 pub use clean::clean;
-pub use container::{Container, Stdio, create};
+pub use console::Console;
+pub use container::{Container, CreateOptions, Stdio, Streams, create};
 pub use dispatch::{Choice, Executor};
 pub use error::{Error, Kind, Result};
+pub use exec::ExecSpec;
 pub use process::{Exit, Process};
 pub use rootfs::RootfsMount;

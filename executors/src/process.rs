@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use rustix::io::Errno;
 
 use crate::Kind;
+use crate::console::Console;
 use crate::error::{OrKind, Result, bail};
 use crate::sys::{self, WaitFor};
 
@@ -32,12 +33,19 @@ pub struct Process {
     pidfd: OwnedFd,
     starter: Mutex<Option<Box<dyn Starter>>>,
     exit: Mutex<Option<Exit>>,
+    console: Mutex<Option<Console>>,
 }
 
 impl Process {
-    pub(crate) fn new(child: Child, starter: Box<dyn Starter>) -> Self {
+    /// Without a starter the process runs already.
+    pub(crate) fn new(child: Child, starter: Option<Box<dyn Starter>>, console: Option<Console>) -> Self {
         let Child { pid, pidfd } = child;
-        Self { pid, pidfd, starter: Mutex::new(Some(starter)), exit: Mutex::new(None) }
+        Self { pid, pidfd, starter: Mutex::new(starter), exit: Mutex::default(), console: Mutex::new(console) }
+    }
+
+    /// The terminal's end for the shim, once; `None` when the process has no terminal.
+    pub fn take_console(&self) -> Option<Console> {
+        lock(&self.console).take()
     }
 
     /// The pid in the shim's pid namespace.
@@ -112,10 +120,6 @@ pub(crate) struct Child {
 pub(crate) struct Unfinished(Option<Child>);
 
 impl Unfinished {
-    pub fn pid(&self) -> u32 {
-        self.0.as_ref().map_or(0, |child| child.pid)
-    }
-
     /// The child as it is; nothing is killed any more.
     pub fn finish(mut self) -> Option<Child> {
         self.0.take()
@@ -139,6 +143,17 @@ pub(crate) fn spawn(make: impl FnOnce() -> rustix::io::Result<sys::Cloned>) -> r
     let cloned = make()?;
     pids.get_or_insert_default().insert(cloned.pid);
     Ok(Unfinished(Some(Child { pid: cloned.pid, pidfd: cloned.pidfd })))
+}
+
+/// Starts a helper program, listed as waited for.
+pub(crate) fn spawn_command(command: &mut std::process::Command) -> std::io::Result<Child> {
+    let mut pids = lock(&WAITED_FOR);
+    let pid = command.spawn()?.id();
+    // Nobody reaps it meanwhile, so the pid is its own.
+    let raw = rustix::process::Pid::from_raw(pid as i32).ok_or(Errno::SRCH)?;
+    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())?;
+    pids.get_or_insert_default().insert(pid);
+    Ok(Child { pid, pidfd })
 }
 
 /// Runs a helper program to its end, listed as waited for; its output is returned as [`std::process::Command::output`] does.

@@ -310,6 +310,35 @@ pub(crate) fn dup2(fd: BorrowedFd<'_>, number: RawFd) -> Result<()> {
     Ok(())
 }
 
+/// Lets the program that the command executes have descriptors, each under the number given.
+pub(crate) fn pass_descriptors(command: &mut std::process::Command, pass: Vec<(OwnedFd, RawFd)>) {
+    use std::os::unix::process::CommandExt;
+    // A descriptor that has the number of another one that comes before it would be overwritten.
+    const ABOVE: RawFd = 64;
+    let place = move || {
+        let mut moved = [-1; 8];
+        for ((fd, _), moved) in pass.iter().zip(&mut moved) {
+            // SAFETY: F_DUPFD_CLOEXEC takes an int and touches no memory.
+            *moved =
+                check(c_long::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, ABOVE) }))? as RawFd;
+        }
+        for ((_, number), moved) in pass.iter().zip(moved) {
+            // SAFETY: in the child, where the numbers are the new program's; dup3 touches no memory.
+            check(unsafe { libc::syscall(libc::SYS_dup3, moved, *number, 0) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes two kinds of system calls on memory prepared before.
+    unsafe { command.pre_exec(place) };
+}
+
+/// close_range(2) from `first` to `last`, both included.
+pub(crate) fn close_range(first: RawFd, last: RawFd) -> Result<()> {
+    // SAFETY: called in a cloned child that is about to execute a program, where nobody uses the descriptors any more.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+    Ok(())
+}
+
 /// close_range(2) with CLOSE_RANGE_CLOEXEC from `first` to the end.
 pub(crate) fn close_range_on_exec(first: RawFd) -> Result<()> {
     // SAFETY: only flags of descriptors change.

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use executors::{Bundle, Container, Error, Kind};
+use executors::{Bundle, Container, CreateOptions, Error, Kind};
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
@@ -110,8 +110,9 @@ fn create_in(bundle: &Path, program: &str, process: &str) -> Result<Run, Error> 
     let stderr =
         File::options().create(true).truncate(true).read(true).write(true).open(bundle.join("stderr")).unwrap();
     let id = format!("test-{}-{}", std::process::id(), unique());
-    let stdio = executors::Stdio { stderr: Some(stderr.try_clone().unwrap().into()), ..Default::default() };
-    let container = executors::create(Bundle::open(&id, bundle)?, &[], stdio)?;
+    let streams = executors::Streams { stderr: Some(stderr.try_clone().unwrap().into()), ..Default::default() };
+    let stdio = executors::Stdio::Streams(streams);
+    let container = executors::create(Bundle::open(&id, bundle)?, &[], stdio, &CreateOptions::default())?;
     Ok(Run { container, stderr })
 }
 

@@ -8,12 +8,14 @@
 //!
 //! containerd: pkg/shim/compat.go, core/runtime/v2/shim.go `parseStartResponse`; 1.7: runtime/v2/shim.go.
 
-use anyhow::{Result, bail};
+use crate::options::{self, Options};
+use anyhow::{Context, Result, bail};
 use containerd_shim::Flags;
 use containerd_shim::bootstrap::nearest_log_level;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, LogLevel};
 use log::LevelFilter;
 use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 use serde::Serialize;
 
 /// The newest version of the task API that we serve.
@@ -51,6 +53,8 @@ pub struct Params {
     pub grpc_address: String,
     pub socket_dir: Option<String>,
     pub level: LevelFilter,
+    /// The container's runtime options, which come with its Create request too.
+    pub options: Options,
     pub reply: Reply,
 }
 
@@ -95,6 +99,7 @@ pub fn parse(stdin: &[u8], flags: &Flags, environment: Environment) -> Result<Pa
             grpc_address: params.containerd_grpc_address,
             socket_dir: params.socket_dir.filter(|dir| !dir.is_empty()),
             level: level(nearest_log_level(params.log_level.value()), flags.debug),
+            options: runtime_options(params.extensions.iter().filter_map(|extension| extension.value.as_ref()), flags)?,
             reply: Reply::Protobuf,
         },
         None => Params {
@@ -104,6 +109,7 @@ pub fn parse(stdin: &[u8], flags: &Flags, environment: Environment) -> Result<Pa
             grpc_address: if flags.address.is_empty() { environment.grpc_address } else { flags.address.clone() },
             socket_dir: None,
             level: level(LogLevel::LOG_LEVEL_INFO, flags.debug),
+            options: runtime_options(parse_any(stdin)?.as_ref().into_iter(), flags)?,
             reply: reply(environment.max_shim_version.as_deref())?,
         },
     };
@@ -140,6 +146,21 @@ fn parse_protobuf(stdin: &[u8], flags: &Flags) -> Result<Option<BootstrapParams>
     );
 }
 
+/// What containerd up to 2.2 writes to stdin.
+fn parse_any(stdin: &[u8]) -> Result<Option<Any>> {
+    if stdin.is_empty() {
+        return Ok(None);
+    }
+    let any = Any::parse_from_bytes(stdin).context("decode stdin: neither bootstrap parameters nor runtime options")?;
+    Ok(Some(any))
+}
+
+/// The runtime options among the extensions, or none: other extensions are for other programs.
+fn runtime_options<'a>(mut extensions: impl Iterator<Item = &'a Any>, flags: &Flags) -> Result<Options> {
+    let any = extensions.find(|any| options::are_options(&any.type_url));
+    options::parse(any).with_context(|| format!("container {}", flags.id))
+}
+
 fn reply(max_shim_version: Option<&str>) -> Result<Reply> {
     let Some(text) = max_shim_version else {
         return Ok(Reply::Address);
@@ -166,8 +187,8 @@ fn level(wire: LogLevel, debug: bool) -> LevelFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protobuf::EnumOrUnknown;
-    use protobuf::well_known_types::any::Any;
+    use containerd_shim_protos::bootstrap_api::Extension;
+    use protobuf::{EnumOrUnknown, MessageField};
 
     fn flags() -> Flags {
         Flags {
@@ -209,9 +230,28 @@ mod tests {
                 grpc_address: "/c".into(),
                 socket_dir: Some("/run/s".into()),
                 level: LevelFilter::Debug,
+                options: Options::default(),
                 reply: Reply::Protobuf,
             }
         );
+    }
+
+    #[test]
+    fn runtime_options_are_found_among_the_extensions() {
+        let extension = |type_url: &str, value: &[u8]| Extension {
+            value: MessageField::some(Any { type_url: type_url.into(), value: value.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let mut params = params();
+        params.extensions.push(extension("containerd.io/nri.v1.PluginConfig", b"\xff"));
+        params.extensions.push(Extension::new());
+        params.extensions.push(extension("containerd.runc.v1.Options", b"\x1a\x02/s"));
+        let parsed = parse(&params.write_to_bytes().unwrap(), &flags(), environment(None)).unwrap();
+        assert_eq!(parsed.options.shim_cgroup.as_deref(), Some("/s"));
+        params.extensions.push(extension("runtimeoptions.v1.Options", b"\x1a\x01="));
+        params.extensions.swap_remove(2);
+        let error = format!("{:#}", parse(&params.write_to_bytes().unwrap(), &flags(), environment(None)).unwrap_err());
+        assert!(error.contains("container box") && error.contains("config_body"), "{error}");
     }
 
     #[test]
@@ -232,14 +272,19 @@ mod tests {
 
     #[test]
     fn an_any_with_runtime_options_is_the_older_form() {
-        for value in [&b""[..], b"\x12\x04/run"] {
+        for (value, cgroup) in [(&b""[..], None), (b"\x1a\x04/run", Some("/run"))] {
             let mut any = Any::new();
             any.type_url = "containerd.runc.v1.Options".into();
             any.value = value.to_vec();
             let parsed = parse(&any.write_to_bytes().unwrap(), &flags(), environment(Some("2"))).unwrap();
             assert_eq!(parsed.id, "box");
             assert_eq!(parsed.reply, Reply::Json { version: 2 });
+            assert_eq!(parsed.options.shim_cgroup.as_deref(), cgroup);
         }
+        // Of another type: for Create to refuse.
+        let other = Any { type_url: "example.Options".into(), value: vec![0xff], ..Default::default() };
+        assert!(parse(&other.write_to_bytes().unwrap(), &flags(), environment(None)).is_ok());
+        assert!(parse(b"\xff", &flags(), environment(None)).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! containerd calls it whenever a shim's connection ends, mostly after everything was deleted in order. So it must
 //! be quick, and must leave a shim alone that still answers for other containers of its group.
 
+use crate::exit_record;
 use crate::socket;
 use crate::start::{ADDRESS_FILE, SOCKET_DIR_LINK};
 use crate::status::timestamp;
@@ -10,6 +11,7 @@ use crate::task::INIT_PID_FILE;
 use anyhow::{Context, Result, anyhow};
 use containerd_shim::Flags;
 use containerd_shim_protos::api::DeleteResponse;
+use executors::Exit;
 use nix::sys::signal::{SigSet, Signal};
 use protobuf::Message;
 use std::io::{self, Write};
@@ -39,8 +41,14 @@ pub fn run(flags: &Flags) -> Result<()> {
         warn(&error);
         0
     });
-    response.exit_status = EXIT_STATUS;
-    response.exited_at = timestamp(SystemTime::now());
+    // What init did before the shim died is known; what was still running has just been killed.
+    let recorded = exit_record::read(&bundle).unwrap_or_else(|error| {
+        warn(&error);
+        None
+    });
+    let exit = recorded.unwrap_or_else(|| Exit { code: EXIT_STATUS, at: SystemTime::now() });
+    response.exit_status = exit.code;
+    response.exited_at = timestamp(exit.at);
     let bytes = response.write_to_bytes().context("encode the answer")?;
     io::stdout().lock().write_all(&bytes).context("answer containerd on stdout")
 }

@@ -2,7 +2,7 @@
 //!
 //! The traits mirror `executors`' own types one to one; they exist so that the life cycle can be tested with fakes.
 
-use executors::{Choice, Exit, Result, RootfsMount, Stdio};
+use executors::{Choice, Console, CreateOptions, ExecSpec, Exit, OomWatch, Result, RootfsMount, Stats, Stdio};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,12 @@ pub trait Engine: Send + Sync + 'static {
 /// See [`executors::Bundle`].
 pub trait Bundle {
     fn terminal(&self) -> bool;
-    fn create(self: Box<Self>, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Box<dyn Container>>;
+    fn create(
+        self: Box<Self>,
+        rootfs: &[RootfsMount],
+        stdio: Stdio,
+        options: &CreateOptions,
+    ) -> Result<Box<dyn Container>>;
 }
 
 /// See [`executors::Container`].
@@ -23,6 +28,12 @@ pub trait Container: Send + Sync {
     fn choice(&self) -> &Choice;
     fn init(&self) -> Arc<dyn Process>;
     fn owns_pid_namespace(&self) -> bool;
+    fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Arc<dyn Process>>;
+    fn freeze(&self) -> Result<()>;
+    fn thaw(&self) -> Result<()>;
+    fn update(&self, resources: &[u8]) -> Result<()>;
+    fn stats(&self) -> Result<Stats>;
+    fn watch_oom(&self) -> Result<Option<OomWatch>>;
     fn pids(&self) -> Result<Vec<u32>>;
     fn signal_all(&self, signal: i32) -> Result<()>;
     fn delete(self: Box<Self>) -> Result<()>;
@@ -35,6 +46,7 @@ pub trait Process: Send + Sync {
     fn signal(&self, signal: i32) -> Result<()>;
     fn exit_fd(&self) -> BorrowedFd<'_>;
     fn reap(&self) -> Result<Option<Exit>>;
+    fn take_console(&self) -> Option<Console>;
 }
 
 /// The executors of this machine.
@@ -51,8 +63,13 @@ impl Bundle for executors::Bundle {
         executors::Bundle::terminal(self)
     }
 
-    fn create(self: Box<Self>, rootfs: &[RootfsMount], stdio: Stdio) -> Result<Box<dyn Container>> {
-        Ok(Box::new(executors::create(*self, rootfs, stdio)?))
+    fn create(
+        self: Box<Self>,
+        rootfs: &[RootfsMount],
+        stdio: Stdio,
+        options: &CreateOptions,
+    ) -> Result<Box<dyn Container>> {
+        Ok(Box::new(executors::create(*self, rootfs, stdio, options)?))
     }
 }
 
@@ -67,6 +84,30 @@ impl Container for executors::Container {
 
     fn owns_pid_namespace(&self) -> bool {
         executors::Container::owns_pid_namespace(self)
+    }
+
+    fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Arc<dyn Process>> {
+        Ok(Arc::new(executors::Container::exec(self, spec, stdio)?))
+    }
+
+    fn freeze(&self) -> Result<()> {
+        executors::Container::freeze(self)
+    }
+
+    fn thaw(&self) -> Result<()> {
+        executors::Container::thaw(self)
+    }
+
+    fn update(&self, resources: &[u8]) -> Result<()> {
+        executors::Container::update(self, resources)
+    }
+
+    fn stats(&self) -> Result<Stats> {
+        executors::Container::stats(self)
+    }
+
+    fn watch_oom(&self) -> Result<Option<OomWatch>> {
+        executors::Container::watch_oom(self)
     }
 
     fn pids(&self) -> Result<Vec<u32>> {
@@ -101,5 +142,9 @@ impl Process for executors::Process {
 
     fn reap(&self) -> Result<Option<Exit>> {
         executors::Process::reap(self)
+    }
+
+    fn take_console(&self) -> Option<Console> {
+        executors::Process::take_console(self)
     }
 }

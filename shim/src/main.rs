@@ -8,6 +8,7 @@ mod bootstrap;
 mod delete;
 mod engine;
 mod events;
+mod exit_record;
 mod info;
 mod logging;
 mod options;
@@ -15,7 +16,6 @@ mod serve;
 mod service;
 mod socket;
 mod start;
-#[cfg_attr(not(test), expect(dead_code, reason = "the Stats call answers with it"))]
 mod stats;
 mod status;
 mod stdio;

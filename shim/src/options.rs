@@ -1,166 +1,249 @@
-//! The runtime options of a Create request. What hybrid does not do is refused by its field's name.
+//! The runtime options of `start` and of a Create request: three forms, one checked value. docs/configuration.md has the
+//! table for users.
 //!
 //! | sender | sends |
 //! | --- | --- |
-//! | `ctr`, nerdctl | nothing for this runtime; `ctr --runtime-config-path` a `runtimeoptions.v1.Options` |
+//! | `ctr`, nerdctl | nothing for this runtime; `ctr --runtime-config-path` a `runtimeoptions.v1.Options` with the path |
 //! | the CRI plugin | `runtimeoptions.v1.Options` with the handler's TOML, if the handler has options |
 //! | clients that treat every runtime as runc | `containerd.runc.v1.Options` |
+//!
+//! What hybrid does not do is refused by the option's name, as it stands in containerd's configuration.
+
+mod generic;
+mod table;
 
 use crate::stdio::Owner;
 use anyhow::{Context, anyhow};
 use containerd_shim_protos::shim::oci;
-use executors::{Error, Kind, Result};
+use executors::{CreateOptions, Error, Kind, Result};
 use protobuf::well_known_types::any::Any;
-use protobuf::{CodedInputStream, Message};
+use protobuf::{Message, UnknownValueRef};
+use std::path::PathBuf;
 
-/// Checks the options and returns what they ask for: an owner of the standard streams, or nothing.
+const RUNC: &str = "containerd.runc.v1.Options";
+const GENERIC: &str = "runtimeoptions.v1.Options";
+
+/// What the options ask for. The default is what no options ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// `IoUid`, `IoGid`: who shall own the standard streams.
+    pub io_owner: Option<Owner>,
+    /// `NoPivotRoot`, `NoNewKeyring`.
+    pub create: CreateOptions,
+    /// `ShimCgroup`: the cgroup that `start` moves the shim into.
+    pub shim_cgroup: Option<String>,
+    /// `SystemdCgroup`: containers' cgroups by systemd.
+    pub systemd_cgroup: bool,
+    /// What checkpoint and restore are done with.
+    pub criu: Criu,
+}
+
+/// CRIU's own options; a path that is not set is a default of whoever uses it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Criu {
+    /// `CriuPath`: its program (containerd 1.x).
+    pub path: Option<PathBuf>,
+    /// `CriuImagePath`: the folder of a checkpoint.
+    pub image_path: Option<PathBuf>,
+    /// `CriuWorkPath`: the folder of its logs.
+    pub work_path: Option<PathBuf>,
+}
+
+/// An option before it is judged: those of containerd, and what our protobuf definition has no longer.
+#[derive(Default)]
+struct Raw {
+    runc: oci::Options,
+    criu_path: String,
+}
+
+/// The options of a Create request.
 ///
 /// # Errors
-/// InvalidArgument for bytes that are not what they claim, else Unimplemented.
-pub fn check(options: Option<&Any>) -> Result<Option<Owner>> {
+/// InvalidArgument for what is not what it claims to be, Unimplemented for what is not done.
+pub fn check(options: Option<&Any>) -> Result<Options> {
+    let options = parse(options)?;
+    if options.systemd_cgroup {
+        return Err(Error::new(
+            Kind::Unimplemented,
+            anyhow!(
+                "the runtime option SystemdCgroup is not implemented: set it to false, and give containers a \
+                 linux.cgroupsPath that is a path (for the kubelet: cgroupDriver: cgroupfs)"
+            ),
+        ));
+    }
+    Ok(options)
+}
+
+/// The options in any of their forms, whether or not a container can be created with them.
+///
+/// # Errors
+/// As for [`check`].
+pub fn parse(options: Option<&Any>) -> Result<Options> {
     let Some(options) = options.filter(|any| !any.type_url.is_empty() || !any.value.is_empty()) else {
-        return Ok(None);
+        return Ok(Options::default());
     };
-    // containerd writes bare names, protobuf libraries put a host in front.
-    match options.type_url.rsplit('/').next().unwrap_or_default() {
-        "containerd.runc.v1.Options" => check_runc(&options.value),
-        "runtimeoptions.v1.Options" => check_generic(&options.value).map(|()| None),
-        _ => Err(unimplemented(format!("runtime options of the type {:?}", options.type_url))),
-    }
+    let raw = match bare(&options.type_url) {
+        RUNC => decode_runc(&options.value)?,
+        GENERIC => generic::read(&options.value)?,
+        _ => return Err(unimplemented(format!("runtime options of the type {:?}", options.type_url))),
+    };
+    judge(raw)
 }
 
-fn check_runc(value: &[u8]) -> Result<Option<Owner>> {
-    let options = oci::Options::parse_from_bytes(value).map_err(|error| undecodable(error.into()))?;
-    let set = [
-        ("no_pivot_root", options.no_pivot_root),
-        ("no_new_keyring", options.no_new_keyring),
-        ("shim_cgroup", !options.shim_cgroup.is_empty()),
-        ("binary_name", !options.binary_name.is_empty()),
-        ("root", !options.root.is_empty()),
-        ("systemd_cgroup", options.systemd_cgroup),
-        ("criu_image_path", !options.criu_image_path.is_empty()),
-        ("criu_work_path", !options.criu_work_path.is_empty()),
-        ("task_api_address", !options.task_api_address.is_empty()),
-        ("task_api_version", options.task_api_version != 0),
-    ];
-    if let Some((name, _)) = set.iter().find(|(_, set)| *set) {
-        return Err(unimplemented(format!("the runtime option {name}")));
-    }
-    if let Some((number, _)) = options.special_fields.unknown_fields().iter().next() {
-        return Err(unimplemented(format!("the runtime option with the number {number}")));
-    }
-    let owner = Owner { uid: options.io_uid, gid: options.io_gid };
-    Ok((owner != Owner { uid: 0, gid: 0 }).then_some(owner))
+/// The name of a message: containerd writes it bare, protobuf libraries put a host in front.
+fn bare(type_url: &str) -> &str {
+    type_url.rsplit('/').next().unwrap_or_default()
 }
 
-/// `message Options { string type_url = 1; string config_path = 2; bytes config_body = 3; }`: the type only says what
-/// the other two hold, so it is harmless alone (containerd: api/runtimeoptions/v1/api.proto).
-fn check_generic(value: &[u8]) -> Result<()> {
-    const LENGTH_DELIMITED: u32 = 2;
-    let mut input = CodedInputStream::from_bytes(value);
-    let mut next = || -> protobuf::Result<Option<(u32, Vec<u8>)>> {
-        let Some(tag) = input.read_raw_tag_or_eof()? else { return Ok(None) };
-        if tag & 7 != LENGTH_DELIMITED {
-            return Ok(Some((tag >> 3, vec![0])));
-        }
-        Ok(Some((tag >> 3, input.read_bytes()?)))
-    };
-    while let Some((number, bytes)) = next().map_err(|error| undecodable(error.into()))? {
-        match number {
-            1 => {}
-            _ if bytes.is_empty() => {}
-            2 => return Err(unimplemented("the runtime option config_path")),
-            3 => return Err(unimplemented("the runtime option config_body (options of the runtime handler)")),
-            other => return Err(unimplemented(format!("the runtime option with the number {other}"))),
+/// Whether that type of message holds runtime options which [`parse`] reads.
+pub fn are_options(type_url: &str) -> bool {
+    matches!(bare(type_url), RUNC | GENERIC)
+}
+
+fn decode_runc(value: &[u8]) -> Result<Raw> {
+    /// `criu_path`, which containerd 2.0 has removed.
+    const CRIU_PATH: u32 = 8;
+    let runc = oci::Options::parse_from_bytes(value).map_err(|error| undecodable(error.into()))?;
+    let mut criu_path = String::new();
+    for (number, value) in runc.special_fields.unknown_fields().iter() {
+        match (number, value) {
+            (CRIU_PATH, UnknownValueRef::LengthDelimited(text)) => {
+                criu_path = String::from_utf8(text.to_vec()).map_err(|error| undecodable(error.into()))?;
+            }
+            _ => return Err(unimplemented(format!("the runtime option with the number {number}"))),
         }
     }
-    Ok(())
+    Ok(Raw { runc, criu_path })
+}
+
+fn judge(Raw { runc, criu_path }: Raw) -> Result<Options> {
+    if !runc.binary_name.is_empty() {
+        let message = format!(
+            "the runtime option BinaryName ({:?}) is not implemented: hybrid runs containers itself, without an OCI \
+             runtime's binary; leave it out",
+            runc.binary_name
+        );
+        return Err(Error::new(Kind::Unimplemented, anyhow!(message)));
+    }
+    // Neither changes anything here: our state is in the bundle and in the cgroup, and containerd itself has read by
+    // now which shim it is to call.
+    if !runc.root.is_empty() {
+        log::debug!("the runtime option Root, {:?}, changes nothing: there is no folder of state", runc.root);
+    }
+    if !runc.task_api_address.is_empty() || runc.task_api_version != 0 {
+        let (address, version) = (&runc.task_api_address, runc.task_api_version);
+        log::debug!("the runtime option TaskApiAddress, {address:?} (version {version}), is containerd's own");
+    }
+    let owner = Owner { uid: runc.io_uid, gid: runc.io_gid };
+    let path = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
+    Ok(Options {
+        io_owner: (owner != Owner { uid: 0, gid: 0 }).then_some(owner),
+        create: CreateOptions { no_pivot_root: runc.no_pivot_root, no_new_keyring: runc.no_new_keyring },
+        shim_cgroup: (!runc.shim_cgroup.is_empty()).then_some(runc.shim_cgroup),
+        systemd_cgroup: runc.systemd_cgroup,
+        criu: Criu {
+            path: path(criu_path),
+            image_path: path(runc.criu_image_path),
+            work_path: path(runc.criu_work_path),
+        },
+    })
 }
 
 fn unimplemented(what: impl std::fmt::Display) -> Error {
     Error::new(Kind::Unimplemented, anyhow!("{what} is not implemented"))
 }
 
+fn invalid(error: anyhow::Error) -> Error {
+    Error::new(Kind::InvalidArgument, error)
+}
+
 fn undecodable(error: anyhow::Error) -> Error {
     let result: anyhow::Result<()> = Err(error);
-    Error::new(Kind::InvalidArgument, result.context("decode the runtime options").unwrap_err())
+    invalid(result.context("decode the runtime options").unwrap_err())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn any(type_url: &str, value: Vec<u8>) -> Any {
+    pub fn any(type_url: &str, value: Vec<u8>) -> Any {
         let mut any = Any::new();
         any.type_url = type_url.into();
         any.value = value;
         any
     }
 
-    fn runc(change: impl FnOnce(&mut oci::Options)) -> Result<Option<Owner>> {
+    fn runc(change: impl FnOnce(&mut oci::Options)) -> Result<Options> {
         let mut options = oci::Options::new();
         change(&mut options);
         check(Some(&any("containerd.runc.v1.Options", options.write_to_bytes().unwrap())))
     }
 
-    fn generic(value: &[u8]) -> Result<Option<Owner>> {
-        check(Some(&any("runtimeoptions.v1.Options", value.to_vec())))
-    }
-
     #[test]
-    fn no_options_and_default_options_are_fine() {
-        assert_eq!(check(None).unwrap(), None);
-        assert_eq!(check(Some(&Any::new())).unwrap(), None);
-        assert_eq!(runc(|_| {}).unwrap(), None);
-        assert_eq!(generic(b"").unwrap(), None);
-        assert_eq!(generic(b"\x0a\x01t\x12\x00").unwrap(), None);
+    fn no_options_and_default_options_are_the_default() {
+        assert_eq!(check(None).unwrap(), Options::default());
+        assert_eq!(check(Some(&Any::new())).unwrap(), Options::default());
+        assert_eq!(runc(|_| {}).unwrap(), Options::default());
         let hosted = any("type.googleapis.com/containerd.runc.v1.Options", vec![]);
-        assert_eq!(check(Some(&hosted)).unwrap(), None);
+        assert_eq!(check(Some(&hosted)).unwrap(), Options::default());
+        assert_eq!(check(Some(&any("runtimeoptions.v1.Options", vec![]))).unwrap(), Options::default());
     }
 
     #[test]
-    fn the_owner_of_the_streams_is_taken() {
-        assert_eq!(runc(|o| o.io_uid = 7).unwrap(), Some(Owner { uid: 7, gid: 0 }));
-        assert_eq!(runc(|o| o.io_gid = 8).unwrap(), Some(Owner { uid: 0, gid: 8 }));
+    fn every_field_is_taken() {
+        let options = runc(|o| {
+            (o.io_uid, o.io_gid) = (7, 0);
+            (o.no_pivot_root, o.no_new_keyring) = (true, true);
+            o.shim_cgroup = "/shims".into();
+            o.criu_image_path = "/images".into();
+            o.criu_work_path = "/work".into();
+            // These two are nobody's business here.
+            (o.root, o.task_api_address, o.task_api_version) = ("/r".into(), "ttrpc+unix:///a".into(), 3);
+        });
+        let criu = Criu { path: None, image_path: Some("/images".into()), work_path: Some("/work".into()) };
+        let expected = Options {
+            io_owner: Some(Owner { uid: 7, gid: 0 }),
+            create: CreateOptions { no_pivot_root: true, no_new_keyring: true },
+            shim_cgroup: Some("/shims".into()),
+            systemd_cgroup: false,
+            criu,
+        };
+        assert_eq!(options.unwrap(), expected);
+        assert_eq!(runc(|o| o.io_gid = 8).unwrap().io_owner, Some(Owner { uid: 0, gid: 8 }));
+    }
+
+    #[test]
+    fn a_field_of_containerd_1_is_taken() {
+        let options = parse(Some(&any("containerd.runc.v1.Options", b"\x42\x05/criu".to_vec()))).unwrap();
+        assert_eq!(options.criu.path, Some("/criu".into()));
     }
 
     #[test]
     fn what_is_not_done_is_refused_by_name() {
-        type Change = fn(&mut oci::Options);
-        let changes: [(&str, Change); 10] = [
-            ("no_pivot_root", |o| o.no_pivot_root = true),
-            ("no_new_keyring", |o| o.no_new_keyring = true),
-            ("shim_cgroup", |o| o.shim_cgroup = "/s".into()),
-            ("binary_name", |o| o.binary_name = "crun".into()),
-            ("root", |o| o.root = "/r".into()),
-            ("systemd_cgroup", |o| o.systemd_cgroup = true),
-            ("criu_image_path", |o| o.criu_image_path = "/c".into()),
-            ("criu_work_path", |o| o.criu_work_path = "/c".into()),
-            ("task_api_address", |o| o.task_api_address = "a".into()),
-            ("task_api_version", |o| o.task_api_version = 3),
-        ];
-        for (name, change) in changes {
-            let error = runc(change).unwrap_err();
-            assert_eq!(error.kind(), Kind::Unimplemented);
+        let refused = |error: Error, name: &str| {
+            assert_eq!(error.kind(), Kind::Unimplemented, "{error}");
             assert!(error.to_string().contains(name), "{error}");
-        }
-        for (name, value) in
-            [("config_path", &b"\x12\x01p"[..]), ("config_body", b"\x1a\x01b"), ("number 9", b"\x48\x01")]
-        {
-            let error = generic(value).unwrap_err();
-            assert_eq!(error.kind(), Kind::Unimplemented);
-            assert!(error.to_string().contains(name), "{error}");
-        }
-        let error = check(Some(&any("example.Options", vec![]))).unwrap_err();
-        assert!(error.kind() == Kind::Unimplemented && error.to_string().contains("example.Options"), "{error}");
-        // A field of a newer containerd (number 99).
-        let error = check(Some(&any("containerd.runc.v1.Options", b"\x98\x06\x01".to_vec()))).unwrap_err();
-        assert!(error.kind() == Kind::Unimplemented && error.to_string().contains("99"), "{error}");
+        };
+        refused(runc(|o| o.binary_name = "crun".into()).unwrap_err(), "BinaryName (\"crun\")");
+        refused(runc(|o| o.systemd_cgroup = true).unwrap_err(), "SystemdCgroup");
+        refused(check(Some(&any("example.Options", vec![]))).unwrap_err(), "example.Options");
+        let old = any("containerd.linux.runc.CreateOptions", vec![]);
+        refused(check(Some(&old)).unwrap_err(), "containerd.linux.runc.CreateOptions");
+        // A field of a newer containerd (number 99), and an old one of another type.
+        refused(check(Some(&any("containerd.runc.v1.Options", b"\x98\x06\x01".to_vec()))).unwrap_err(), "99");
+        refused(check(Some(&any("containerd.runc.v1.Options", b"\x40\x01".to_vec()))).unwrap_err(), "number 8");
+    }
+
+    #[test]
+    fn start_reads_what_create_will_refuse() {
+        let mut options = oci::Options::new();
+        options.systemd_cgroup = true;
+        let any = any("containerd.runc.v1.Options", options.write_to_bytes().unwrap());
+        assert!(parse(Some(&any)).unwrap().systemd_cgroup);
     }
 
     #[test]
     fn bytes_that_are_no_options_are_invalid() {
-        assert_eq!(generic(b"\x12\x7f").unwrap_err().kind(), Kind::InvalidArgument);
         let error = check(Some(&any("containerd.runc.v1.Options", b"\x1a\x7f".to_vec()))).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument);
     }

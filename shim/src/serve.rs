@@ -23,8 +23,9 @@ use tokio::time::timeout;
 use ttrpc::asynchronous::Server as TtrpcServer;
 use ttrpc::asynchronous::transport::Listener;
 
-/// Threads for calls that block: as many as containers are created, started or deleted at once.
-const BLOCKING_THREADS: usize = 8;
+/// Threads for calls that block: as many as containers are created, started or deleted, and processes executed, at once.
+/// They are made when they are needed; many slow creates must not hold up another task's calls.
+const BLOCKING_THREADS: usize = 64;
 /// How long such a thread waits for the next call before it ends, and gives its memory back.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// How long the end of the shim waits for events that are not delivered yet.
@@ -120,7 +121,7 @@ async fn serve(server: Server) -> Result<()> {
 
     let events = EventPublisher::new(&server.ttrpc_address, &server.namespace);
     let stop = Arc::new(Stop::new(server.socket));
-    let tasks = Tasks::new(Arc::new(Host), events.clone());
+    let tasks = Tasks::new(Arc::new(Host), events.clone(), &server.namespace);
     let service = Service::new(tasks, stop.clone());
     let listener = Listener::try_from(server.listener).context("listen on the socket")?;
     let mut ttrpc = TtrpcServer::new().add_listener(listener).register_service(service.methods());

@@ -5,16 +5,18 @@
 use crate::serve::Stop;
 use crate::status::{rpc_error, task_status, timestamp};
 use crate::stdio::Names;
-use crate::task::{Creation, State, Task as OneTask, TaskProcess, Tasks};
-use crate::{RUNTIME, options};
+use crate::task::{Creation, ExecRequest, State, Task as OneTask, TaskProcess, Tasks};
+use crate::{RUNTIME, options, stats};
 use anyhow::anyhow;
 use containerd_shim_protos::api::*;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::types::task::ProcessInfo;
-use executors::{Error, Kind, Result, RootfsMount};
+use executors::{Error, ExecSpec, Kind, Result, RootfsMount};
+use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::empty::Empty;
-use protobuf::{EnumOrUnknown, MessageField};
+use protobuf::{EnumOrUnknown, Message, MessageField};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -45,7 +47,7 @@ impl Service {
 
     fn find(&self, id: &str, exec_id: &str) -> Result<(Arc<OneTask>, Arc<TaskProcess>)> {
         let task = self.tasks.find(id)?;
-        let process = task.process(exec_id)?.clone();
+        let process = task.process(exec_id)?;
         Ok((task, process))
     }
 
@@ -90,14 +92,12 @@ fn creation(request: CreateTaskRequest) -> Result<Creation> {
     if request.id.is_empty() || request.bundle.is_empty() {
         return Err(Error::new(Kind::InvalidArgument, anyhow!("the request names no id or no bundle")));
     }
-    if request.terminal {
-        return Err(unimplemented("terminal: a task with a terminal"));
-    }
     if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
         return Err(unimplemented("checkpoint: restoring a task"));
     }
-    let owner = options::check(request.options.as_ref())?;
-    let names = Names { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
+    let options = options::check(request.options.as_ref())?;
+    let names =
+        Names { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
     let rootfs = request.rootfs.iter().map(|mount| RootfsMount {
         fstype: mount.type_.clone(),
         source: mount.source.clone(),
@@ -110,12 +110,25 @@ fn creation(request: CreateTaskRequest) -> Result<Creation> {
     io.stdin = names.stdin.clone();
     io.stdout = names.stdout.clone();
     io.stderr = names.stderr.clone();
+    io.terminal = names.terminal;
     let mut event = TaskCreate::new();
     event.container_id = request.id.clone();
     event.bundle = request.bundle.clone();
     event.rootfs = request.rootfs;
     event.io = MessageField::some(io);
-    Ok(Creation { id: request.id, bundle: request.bundle.into(), rootfs, names, owner, event })
+    Ok(Creation { id: request.id, bundle: request.bundle.into(), rootfs, names, options, event })
+}
+
+fn exec_request(request: ExecProcessRequest) -> Result<ExecRequest> {
+    if request.exec_id.is_empty() {
+        return Err(Error::new(Kind::InvalidArgument, anyhow!("the request names no exec id")));
+    }
+    // The type is JSON's, whatever its URL says in detail (containerd: core/runtime/typeurl.go).
+    let spec =
+        ExecSpec::parse(&request.spec.value).map_err(|error| error.context(format!("exec {}", request.exec_id)))?;
+    let names =
+        Names { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
+    Ok(ExecRequest { exec_id: request.exec_id, spec, names })
 }
 
 fn state(task: &OneTask, exec_id: String, process: &TaskProcess) -> StateResponse {
@@ -125,15 +138,30 @@ fn state(task: &OneTask, exec_id: String, process: &TaskProcess) -> StateRespons
     response.exec_id = exec_id;
     response.bundle = task.bundle.to_string_lossy().into_owned();
     response.pid = process.pid();
-    response.status = EnumOrUnknown::new(task_status(&state));
+    response.status = EnumOrUnknown::new(task_status(&state, task.freezer()));
     response.stdin = process.names.stdin.clone();
     response.stdout = process.names.stdout.clone();
     response.stderr = process.names.stderr.clone();
+    response.terminal = process.names.terminal;
     if let State::Stopped(exit) = state {
         response.exit_status = exit.code;
         response.exited_at = timestamp(exit.at);
     }
     response
+}
+
+/// What containerd's clients are told of one process: for an exec'd one its id, as runc's shim has it.
+fn process_info((pid, exec_id): (u32, Option<String>)) -> ProcessInfo {
+    let mut info = ProcessInfo { pid, ..Default::default() };
+    if let Some(exec_id) = exec_id {
+        let details = ProcessDetails { exec_id, ..Default::default() };
+        let mut any = Any::new();
+        any.type_url = "containerd.runc.v1.ProcessDetails".to_owned();
+        // Writing to memory does not fail.
+        any.value = details.write_to_bytes().unwrap_or_default();
+        info.info = MessageField::some(any);
+    }
+    info
 }
 
 #[async_trait::async_trait]
@@ -148,7 +176,8 @@ impl Task for Service {
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let result = match self.find(&request.id, &request.exec_id) {
-            Ok((task, _)) => to_the_end(self.tasks.clone().start(task)).await,
+            Ok((task, _)) if request.exec_id.is_empty() => to_the_end(self.tasks.clone().start(task)).await,
+            Ok((task, exec)) => to_the_end(self.tasks.clone().start_exec(task, exec)).await,
             Err(error) => Err(error),
         };
         let mut response = StartResponse::new();
@@ -174,15 +203,15 @@ impl Task for Service {
         let found = self.find(&request.id, &request.exec_id);
         let result = match (found, signal(request.signal)) {
             (Err(error), _) | (_, Err(error)) => Err(error),
-            (Ok((task, _)), Ok(signal)) if request.all => to_the_end(task.signal_all(signal)).await,
-            (Ok((_, process)), Ok(signal)) => process.signal(signal),
+            (Ok((task, process)), Ok(signal)) => to_the_end(task.kill(process, signal, request.all)).await,
         };
         answer("Kill", &request.id, result).map(|()| Empty::new())
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
         let result = match self.find(&request.id, &request.exec_id) {
-            Ok((task, _)) => to_the_end(self.tasks.clone().delete(task)).await,
+            Ok((task, _)) if request.exec_id.is_empty() => to_the_end(self.tasks.clone().delete(task)).await,
+            Ok((task, exec)) => to_the_end(self.tasks.clone().delete_exec(task, exec)).await,
             Err(error) => Err(error),
         };
         let (pid, exit) = answer("Delete", &request.id, result)?;
@@ -200,7 +229,7 @@ impl Task for Service {
         };
         let pids = answer("Pids", &request.id, result)?;
         let mut response = PidsResponse::new();
-        response.processes = pids.into_iter().map(|pid| ProcessInfo { pid, ..Default::default() }).collect();
+        response.processes = pids.into_iter().map(process_info).collect();
         Ok(response)
     }
 
@@ -208,6 +237,52 @@ impl Task for Service {
         let (_, process) = answer("CloseIO", &request.id, self.find(&request.id, &request.exec_id))?;
         process.close_stdin();
         Ok(Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        let id = request.id.clone();
+        let result = self.tasks.find(&id).and_then(|task| self.tasks.add_exec(&task, exec_request(request)?));
+        answer("Exec", &id, result).map(|()| Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        let result = self.find(&request.id, &request.exec_id);
+        let result = result.and_then(|(_, process)| process.resize(request.height, request.width));
+        answer("ResizePty", &request.id, result).map(|()| Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let result = match self.tasks.find(&request.id) {
+            Ok(task) => to_the_end(task.update(request.resources.unwrap_or_default().value)).await,
+            Err(error) => Err(error),
+        };
+        answer("Update", &request.id, result).map(|()| Empty::new())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        let result = match self.tasks.find(&request.id) {
+            Ok(task) => task.stats().await.and_then(|stats| stats::any(&stats)),
+            Err(error) => Err(error),
+        };
+        let mut response = StatsResponse::new();
+        response.stats = MessageField::some(answer("Stats", &request.id, result)?);
+        Ok(response)
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        let result = match self.tasks.find(&request.id) {
+            Ok(task) => to_the_end(self.tasks.clone().pause(task)).await,
+            Err(error) => Err(error),
+        };
+        answer("Pause", &request.id, result).map(|()| Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        let result = match self.tasks.find(&request.id) {
+            Ok(task) => to_the_end(self.tasks.clone().resume(task)).await,
+            Err(error) => Err(error),
+        };
+        answer("Resume", &request.id, result).map(|()| Empty::new())
     }
 
     /// Answers for any container: containerd asks when it finds a bundle after a restart.
@@ -230,32 +305,8 @@ impl Task for Service {
 
     // What follows would be answered NotFound by the generated service, which callers read as "the task is gone".
 
-    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        self.unimplemented("Pause", &request.id)
-    }
-
-    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        self.unimplemented("Resume", &request.id)
-    }
-
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
         self.unimplemented("Checkpoint", &request.id)
-    }
-
-    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        self.unimplemented("Exec", &request.id)
-    }
-
-    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
-        self.unimplemented("ResizePty", &request.id)
-    }
-
-    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        self.unimplemented("Update", &request.id)
-    }
-
-    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        self.unimplemented("Stats", &request.id)
     }
 }
 
@@ -284,11 +335,8 @@ mod tests {
     #[test]
     fn what_is_not_done_is_refused_by_name() {
         type Change = fn(&mut CreateTaskRequest);
-        let changes: [(&str, Change); 3] = [
-            ("terminal", |r| r.terminal = true),
-            ("checkpoint", |r| r.checkpoint = "/c".into()),
-            ("checkpoint", |r| r.parent_checkpoint = "/c".into()),
-        ];
+        let changes: [(&str, Change); 2] =
+            [("checkpoint", |r| r.checkpoint = "/c".into()), ("checkpoint", |r| r.parent_checkpoint = "/c".into())];
         for (name, change) in changes {
             let error = request(change).map(|_| ()).unwrap_err();
             assert_eq!(error.kind(), Kind::Unimplemented);

@@ -63,6 +63,9 @@ fn leave_server(
     reply: &[u8],
 ) -> Result<()> {
     write_address(bundle, address)?;
+    if let Some(cgroup) = &params.options.shim_cgroup {
+        host::join_cgroup(cgroup).with_context(|| format!("container {}: the option ShimCgroup", params.id))?;
+    }
     let warning = raise_oom_score()?;
     if std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty()) {
         host::new_core_scheduling_group().context("create a core scheduling group, as SCHED_CORE asks")?;

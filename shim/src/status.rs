@@ -1,6 +1,6 @@
 //! Errors, exits and times in containerd's terms.
 
-use crate::task::State;
+use crate::task::{Freezer, State};
 use containerd_shim_protos::types::task::Status;
 use executors::{Error, Kind};
 use protobuf::MessageField;
@@ -26,12 +26,14 @@ pub fn rpc_error(error: &Error) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(code(error.kind()), error))
 }
 
-/// The state as the task API names it.
-pub fn task_status(state: &State) -> Status {
-    match state {
-        State::Created => Status::CREATED,
-        State::Running => Status::RUNNING,
-        State::Stopped(_) => Status::STOPPED,
+/// The state as the task API names it. What has stopped is no longer paused.
+pub fn task_status(state: &State, freezer: Freezer) -> Status {
+    match (state, freezer) {
+        (State::Stopped(_), _) => Status::STOPPED,
+        (_, Freezer::Frozen) => Status::PAUSED,
+        (_, Freezer::Freezing) => Status::PAUSING,
+        (State::Created, Freezer::Thawed) => Status::CREATED,
+        (State::Running, Freezer::Thawed) => Status::RUNNING,
     }
 }
 

@@ -6,6 +6,7 @@
  * "ready" on a line of its own tells the test that the state it waits for has been reached.
  */
 #define _GNU_SOURCE
+#include "probe.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -27,12 +28,12 @@
 
 extern char **environ;
 
-static int fail(const char *what) {
+int fail(const char *what) {
     fprintf(stderr, "probe: %s: %s\n", what, strerror(errno));
     return 1;
 }
 
-static void ready(void) {
+void ready(void) {
     puts("ready");
     fflush(stdout);
 }
@@ -106,10 +107,38 @@ static int lines(long count) {
     return 0;
 }
 
+/* As lines(), one each 10 ms. */
+static int ticks(long count) {
+    for (long i = 1; i <= count; i++) {
+        printf("%ld\n", i);
+        fflush(stdout);
+        pause_for(0.01);
+    }
+    return 0;
+}
+
+static int bytes(long long count) {
+    static char buffer[65536];
+    while (count > 0) {
+        size_t part = count < (long long)sizeof buffer ? (size_t)count : sizeof buffer;
+        ssize_t written = write(1, buffer, part);
+        if (written < 0)
+            return fail("write");
+        count -= written;
+    }
+    return 0;
+}
+
 static _Noreturn void busy(void) {
     ready();
     for (volatile unsigned long n = 0;; n++)
         ;
+}
+
+static _Noreturn void wait_for_signal(void) {
+    ready();
+    for (;;)
+        pause_for(1e6);
 }
 
 #ifndef __wasi__
@@ -119,25 +148,19 @@ static void remember(int signal) {
     last_signal = signal;
 }
 
-/* Waits for SIGTERM and leaves with the code given; prints which signal came. */
-static int on_term(int code) {
-    sigset_t term, before;
-    sigemptyset(&term);
-    sigaddset(&term, SIGTERM);
-    sigprocmask(SIG_BLOCK, &term, &before);
+/* Waits for a signal and leaves with the code given; prints which signal came. */
+static int on_signal(int signal, int code) {
+    sigset_t blocked, before;
+    sigemptyset(&blocked);
+    sigaddset(&blocked, signal);
+    sigprocmask(SIG_BLOCK, &blocked, &before);
     struct sigaction action = {.sa_handler = remember};
-    sigaction(SIGTERM, &action, NULL);
+    sigaction(signal, &action, NULL);
     ready();
     while (!last_signal)
         sigsuspend(&before);
     printf("signal %d\n", (int)last_signal);
     return code;
-}
-
-static _Noreturn void wait_for_signal(void) {
-    ready();
-    for (;;)
-        pause();
 }
 
 /* Leaves COUNT children behind that only a signal ends, and then waits or exits as told. */
@@ -216,6 +239,22 @@ static int show_descriptors(void) {
     return 0;
 }
 
+/* Mounts procfs with the rights over a user namespace only: the kernel asks for one in sight that hides nothing. */
+static long mount_procfs(const char *path) {
+    int status;
+    if (unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID) < 0)
+        return -1;
+    pid_t pid = fork();
+    if (pid < 0)
+        return -1;
+    if (pid == 0)
+        _exit(mount("proc", path, "proc", 0, "") < 0 ? errno : 0);
+    if (waitpid(pid, &status, 0) < 0)
+        return -1;
+    errno = WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
+    return errno ? -1 : 0;
+}
+
 /* Tries one privileged thing and says "ok" or the errno's name in words. */
 static int try(const char *what, const char *path) {
     long result;
@@ -236,9 +275,23 @@ static int try(const char *what, const char *path) {
         result = chroot("/");
     else if (strcmp(what, "sethostname") == 0)
         result = sethostname("probe", 5);
+    else if (strcmp(what, "procfs") == 0)
+        result = mount_procfs(path ? path : "/tmp");
     else
         result = -1, errno = EINVAL;
     puts(result < 0 ? strerror(errno) : "ok");
+    return 0;
+}
+
+/* The device of the file system that the root is mounted on: unmounts the root and enters the mount namespace anew. */
+static int beneath(void) {
+    int namespace = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (namespace < 0 || umount2("/", MNT_DETACH) < 0 || setns(namespace, CLONE_NEWNS) < 0)
+        return fail("beneath");
+    struct stat st;
+    if (stat("/", &st) < 0)
+        return fail("/");
+    printf("%u:%u\n", (unsigned)(st.st_dev >> 8) & 0xfff, (unsigned)(st.st_dev & 0xff));
     return 0;
 }
 
@@ -322,8 +375,22 @@ int main(int argc, char **argv) {
         return pause_for(atof(first));
     if (HAS("lines", first))
         return lines(atol(first));
+    if (HAS("ticks", first))
+        return ticks(atol(first));
+    if (HAS("bytes", first))
+        return bytes(atoll(first));
+    if (HAS("reply", second)) {
+        puts(first);
+        return atoi(second);
+    }
+    if (HAS("eat", first))
+        return eat(atol(first));
+    if (IS("isatty"))
+        return show_isatty();
     if (IS("spin"))
         busy();
+    if (IS("pause"))
+        wait_for_signal();
     if (IS("wait-stdin")) {
         ready();
         return copy(0);
@@ -334,9 +401,9 @@ int main(int argc, char **argv) {
     }
 #ifndef __wasi__
     if (IS("on-term"))
-        return on_term(first ? atoi(first) : 0);
-    if (IS("pause"))
-        wait_for_signal();
+        return on_signal(SIGTERM, first ? atoi(first) : 0);
+    if (HAS("on-signal", second))
+        return on_signal(atoi(first), atoi(second));
     if (HAS("children", first))
         return children(atoi(first), 1);
     if (HAS("abandon", first))
@@ -351,10 +418,20 @@ int main(int argc, char **argv) {
         return show_descriptors();
     if (HAS("try", first))
         return try(first, second);
+    if (IS("beneath"))
+        return beneath();
     if (IS("umask"))
         return show_umask();
     if (IS("names"))
         return show_names();
+    if (IS("tty"))
+        return show_terminal();
+    if (HAS("sizes", first))
+        return show_sizes(atoi(first));
+    if (HAS("raw", first))
+        return raw(atol(first));
+    if (HAS("eat-in-child", first))
+        return eat_in_child(atol(first));
 #endif
     fprintf(stderr, "probe: unknown command, or too few arguments: %s\n", command);
     return 2;

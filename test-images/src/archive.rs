@@ -1,4 +1,5 @@
-//! Packs an [`Image`] as an OCI image layout in a tar archive (OCI image spec 1.1, "image-layout").
+//! Packs an [`Image`] as an OCI image layout in a tar archive (OCI image spec 1.1, "image-layout"), which `docker load`
+//! reads as well: as `docker save` does since 25.0, the archive also holds a `manifest.json` for the blobs in it.
 use crate::{Image, tree::header};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -27,8 +28,8 @@ pub(crate) fn oci(image: &Image) -> Result<Vec<u8>> {
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": config,
-        "layers": [layer],
+        "config": &config,
+        "layers": [&layer],
     });
     let mut manifest = blob(&mut blobs, "application/vnd.oci.image.manifest.v1+json", serde_json::to_vec(&manifest)?);
     manifest["platform"] = json!({"os": "linux", "architecture": architecture()});
@@ -41,6 +42,13 @@ pub(crate) fn oci(image: &Image) -> Result<Vec<u8>> {
         "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [manifest],
     });
+    // Docker Engine's own image store knows no index.json.
+    let path = |blob: &Value| blob["digest"].as_str().map(|digest| format!("blobs/{}", digest.replace(':', "/")));
+    let for_docker = json!([{
+        "Config": path(&config),
+        "RepoTags": [image.reference()],
+        "Layers": [path(&layer)],
+    }]);
 
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |path: &str, content: &[u8]| {
@@ -49,6 +57,7 @@ pub(crate) fn oci(image: &Image) -> Result<Vec<u8>> {
     };
     add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     add("index.json", &serde_json::to_vec(&index)?)?;
+    add("manifest.json", &serde_json::to_vec(&for_docker)?)?;
     for (digest, content) in &blobs {
         add(&format!("blobs/sha256/{digest}"), content)?;
     }

@@ -22,7 +22,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// The last part of the image's name: `linux`, `wasm-core`, `wasm-component` or `wasm-cases`.
+    /// The last part of the image's name: `linux`, `wasm-core`, `wasm-component`, `mixed` (both programs) or
+    /// `wasm-cases`.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -49,6 +50,11 @@ impl Image {
     }
 }
 
+/// Builds a log driver (`programs/logger.c`), which runs on the host. Needs a C compiler with a static libc.
+pub fn logger() -> Result<Vec<u8>> {
+    programs::logger()
+}
+
 /// Builds every image. Needs a C compiler with a static libc, and clang with wasi-libc (see [`programs`]).
 pub fn build() -> Result<Vec<Image>> {
     let probe = programs::linux()?;
@@ -59,19 +65,25 @@ pub fn build() -> Result<Vec<Image>> {
             name: "linux",
             entrypoint: vec!["/bin/probe"],
             command: vec!["hello"],
-            tree: Tree::base().file("bin/probe", 0o755, probe),
+            tree: Tree::base().file("bin/probe", 0o755, probe.clone()),
         },
         Image {
             name: "wasm-core",
             entrypoint: vec!["/probe.wasm"],
             command: vec!["hello"],
-            tree: Tree::base().file("probe.wasm", 0o644, core),
+            tree: Tree::base().file("probe.wasm", 0o644, core.clone()),
         },
         Image {
             name: "wasm-component",
             entrypoint: vec!["/probe.wasm"],
             command: vec!["hello"],
             tree: Tree::base().file("probe.wasm", 0o644, component),
+        },
+        Image {
+            name: "mixed",
+            entrypoint: vec!["/probe.wasm"],
+            command: vec!["hello"],
+            tree: Tree::base().file("bin/probe", 0o755, probe).file("probe.wasm", 0o644, core),
         },
         // No entrypoint: each case is named on the command line.
         Image { name: "wasm-cases", entrypoint: vec![], command: vec!["/true.wasm"], tree: wasm::cases(Tree::base())? },

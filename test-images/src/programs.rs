@@ -1,4 +1,4 @@
-//! Compiles `programs/probe.c` for Linux and for WASI 0.1.
+//! Compiles the probe for Linux and for WASI 0.1, and the logger for Linux.
 //!
 //! Compilers: `CC` (default `cc`, with a static libc) and `WASM_CC` (default: the first of `clang-19`, `clang` that
 //! exists; Debian's packages are clang-19, lld-19, wasi-libc and libclang-rt-19-dev-wasm32).
@@ -8,16 +8,28 @@ use std::process::Command;
 
 const FLAGS: [&str; 6] = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,--strip-all"];
 
+const PROBE: &[&str] = &["probe.c", "terminal.c", "memory.c"];
+
 /// The probe as a statically linked Linux program.
 pub(crate) fn linux() -> Result<Vec<u8>> {
-    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-    // A build id is a digest of the build's inputs, paths among them.
-    compile(Command::new(compiler).args(["-static", "-Wl,--build-id=none"]))
+    compile(&mut static_linux(), PROBE)
 }
 
 /// The probe as a WASI 0.1 command module.
 pub(crate) fn core_module() -> Result<Vec<u8>> {
-    compile(Command::new(wasm_compiler()?).arg("--target=wasm32-wasi"))
+    compile(Command::new(wasm_compiler()?).arg("--target=wasm32-wasi"), PROBE)
+}
+
+/// The log driver as a statically linked Linux program.
+pub(crate) fn logger() -> Result<Vec<u8>> {
+    compile(&mut static_linux(), &["logger.c"])
+}
+
+fn static_linux() -> Command {
+    let mut compiler = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
+    // A build id is a digest of the build's inputs, paths among them.
+    compiler.args(["-static", "-Wl,--build-id=none"]);
+    compiler
 }
 
 fn wasm_compiler() -> Result<PathBuf> {
@@ -33,12 +45,12 @@ fn wasm_compiler() -> Result<PathBuf> {
     bail!("no clang for WebAssembly: install clang-19 lld-19 wasi-libc libclang-rt-19-dev-wasm32, or set WASM_CC")
 }
 
-fn compile(compiler: &mut Command) -> Result<Vec<u8>> {
+fn compile(compiler: &mut Command, sources: &[&str]) -> Result<Vec<u8>> {
     let out = tempfile::tempdir().context("making a folder for the compiler's output")?;
-    let program = out.path().join("probe");
+    let program = out.path().join("program");
     // From its own folder and by a relative name, so that no path of the machine ends up in the program.
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
-    compiler.args(FLAGS).arg("-o").arg(&program).arg("probe.c").current_dir(sources);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
+    compiler.args(FLAGS).arg("-o").arg(&program).args(sources).current_dir(folder);
     let output = compiler.output().with_context(|| format!("running the compiler: {compiler:?}"))?;
     ensure!(
         output.status.success(),

@@ -20,6 +20,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cgroups_rs::fs::{Cgroup as Groups, Controllers, hierarchies};
+use rustix::fs::{Mode, OFlags};
 
 use self::devices::Attached;
 use self::folders::{collect_pids, is_marked, make_folder, mark, remove_made_parents, remove_tree, write};
@@ -103,11 +104,31 @@ impl Cgroup {
         if self.groups.v2() { self.directory().map(Some) } else { Ok(None) }
     }
 
-    /// Moves a process into it, in every hierarchy.
-    pub fn join(&self, pid: u32) -> Result<()> {
-        self.groups
-            .add_task_by_tgid(cgroups_rs::CgroupPid::from(u64::from(pid)))
-            .or_kind(Kind::Internal, || format!("move process {pid} to cgroup {}", self.groups.path()))
+    /// The cgroups that a further process of the container may be born in, best first: on v2 its own and, in case that one
+    /// takes no processes because it hands controllers on, the one below it that init has moved to.
+    pub fn births_beside(&self, init: u32) -> Result<Vec<OwnedFd>> {
+        let Some(own) = self.birth()? else { return Ok(Vec::new()) };
+        let mut births = vec![own];
+        let entry = std::fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap_or_default();
+        let path = entry.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+        let name = Path::new("/").join(self.groups.path());
+        if let (Ok(below), Some(folder)) = (Path::new(path).strip_prefix(&name), self.folders().first())
+            && !below.as_os_str().is_empty()
+        {
+            // Gone again, perhaps: then the first one has to do.
+            births.extend(open_folder(&folder.join(below)).ok());
+        }
+        Ok(births)
+    }
+
+    /// The files by which a thread enters it by itself, one for each hierarchy of v1.
+    pub fn task_files(&self) -> Result<Vec<OwnedFd>> {
+        let open = |folder: &PathBuf| {
+            let path = folder.join("tasks");
+            rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .or_kind(Kind::Internal, || format!("open {}", path.display()))
+        };
+        self.folders().iter().map(open).collect()
     }
 
     /// The processes in it and below it, by their pids in the shim's namespace.
@@ -272,12 +293,10 @@ impl Cgroup {
     }
 
     fn directory(&self) -> Result<OwnedFd> {
-        use rustix::fs::{Mode, OFlags};
         let Some(folder) = self.folders().into_iter().next() else {
             bail!(FailedPrecondition, "this host has no cgroups")
         };
-        rustix::fs::open(&folder, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .or_kind(Kind::Internal, || format!("open cgroup {}", folder.display()))
+        open_folder(&folder)
     }
 }
 
@@ -290,6 +309,11 @@ impl Drop for Cgroup {
             log::warn!("{e}");
         }
     }
+}
+
+fn open_folder(folder: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(folder, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .or_kind(Kind::Internal, || format!("open cgroup {}", folder.display()))
 }
 
 /// The cgroup's name relative to each hierarchy's root (config-linux.md, "Cgroups Path").

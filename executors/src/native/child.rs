@@ -6,19 +6,19 @@
 //! The conversation with the parent, over a socket pair of sequenced packets:
 //! ```text
 //! child                          parent
-//!   <---- GO ------------------    moved into its cgroups (only if the plan awaits that)
-//!   ----- (READY, 0) --------->    created
-//!   <---- GO ------------------    start
+//!   ----- (READY, 0) --------->    created (init only: an exec'd process goes on at once)
+//!   <---- GO ------------------    start   (init only)
 //!   ----- end of file -------->    execve happened
 //!   ----- (step, errno) ------>    or: this step failed; the child exits
 //! ```
 
-use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::thread::ThreadNameSpaceType;
 
 use super::filesystem::make_filesystem;
 use super::resolve::{self, Make};
@@ -95,9 +95,12 @@ fn run_steps<'a>(context: &mut Context<'a>) -> std::result::Result<(), (u32, Err
 impl<'a> Context<'a> {
     fn step(&mut self, step: &'a Step) -> Result<()> {
         match step {
-            Step::AwaitCgroup => self.await_go(),
+            // Zero is the thread that writes (cgroup-v1/cgroups.rst, "Attaching processes").
+            Step::JoinCgroups(files) => files.iter().try_for_each(|tasks| rustix::io::write(tasks, b"0").map(drop)),
+            Step::OomScore(score) => write_proc(c"/proc/self/oom_score_adj", score.to_bytes()),
             Step::Session => rustix::process::setsid().map(drop),
             Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
+            Step::JoinContainer(init, kinds) => rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds),
             Step::Unshare(flags, _) => sys::unshare(*flags),
             Step::Keyring(name) => match sys::join_session_keyring(name) {
                 // A kernel without keyrings has nothing to keep apart.
@@ -142,12 +145,35 @@ impl<'a> Context<'a> {
                 }
                 Ok(())
             }
+            Step::GuestRootOfContainer { readonly, init } => {
+                sys::unshare(libc::CLONE_NEWNS)?;
+                let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                rustix::mount::mount_change(c"/", private)?;
+                let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+                self.rootfs = Some(sys::leak(root));
+                for path in readonly {
+                    self.set_attr(path, &READ_ONLY)?;
+                }
+                self.guest_root = Some(clone_tree(self.rootfs()?, true)?);
+                rustix::thread::move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::MOUNT)
+            }
             Step::PivotRoot => self.pivot_root(),
+            Step::MoveRoot { others } => self.move_root(others),
             Step::RootfsPropagation(propagation) => rustix::mount::mount_change(c"/", propagation_flags(*propagation)),
             Step::Stdio { fds, uid } => stdio(fds, *uid),
+            Step::Terminal { slave, uid } => terminal(slave, *uid),
+            Step::Console(slave) => {
+                let console = clone_tree(slave.as_fd(), false)?;
+                let target = resolve::open_or_make(self.rootfs()?, c"/dev/console", Make::File)?;
+                attach_at(console, sys::leak(target))
+            }
             Step::Rlimit(resource, limit) => rustix::process::setrlimit(*resource, *limit),
             Step::AppArmor(profile) => {
-                write_proc(c"/proc/thread-self/attr/apparmor/exec", c"/proc/thread-self/attr/exec", profile.to_bytes())
+                match write_proc(c"/proc/thread-self/attr/apparmor/exec", profile.to_bytes()) {
+                    // Before Linux 5.8.
+                    Err(Errno::NOENT) => write_proc(c"/proc/thread-self/attr/exec", profile.to_bytes()),
+                    result => result,
+                }
             }
             Step::BoundingSet { keep } => drop_bounding(*keep),
             Step::KeepCapabilities => rustix::thread::set_keep_capabilities(true),
@@ -170,11 +196,36 @@ impl<'a> Context<'a> {
             Step::Seccomp { program, flags } => sys::seccomp_filter(program, *flags),
             Step::FindProgram => self.find_program(),
             Step::AwaitStart => {
+                self.close_others()?;
                 rustix::io::write(self.parent, &Report { step: READY, errno: 0 }.to_bytes())?;
                 self.await_go()
             }
             Step::Exec => Err(self.exec()),
         }
+    }
+
+    /// Closes what this process has of the shim's and doesn't need any more. It may wait for its start for long, and other
+    /// containers' pipes and terminals must not stay open meanwhile because it has a copy.
+    fn close_others(&self) -> Result<()> {
+        const MAX: usize = 8;
+        let mut keep = [RawFd::MAX; MAX];
+        let passed: &[OwnedFd] = if let Program::File { pass, .. } = &self.plan.program { pass } else { &[] };
+        let file = if let Program::File { file, .. } = &self.plan.program { Some(file.as_fd()) } else { None };
+        let needed =
+            [Some(self.parent), file, self.guest_root].into_iter().flatten().chain(passed.iter().map(AsFd::as_fd));
+        let mut slots = keep.iter_mut();
+        for fd in needed {
+            *slots.next().ok_or(Errno::MFILE)? = fd.as_raw_fd();
+        }
+        keep.sort_unstable();
+        let mut first: RawFd = 3;
+        for number in keep {
+            if number > first {
+                sys::close_range(first, number - 1)?;
+            }
+            first = first.max(number.saturating_add(1));
+        }
+        Ok(())
     }
 
     /// Waits for the parent's word. End of file means that the parent is gone, and this process with it.
@@ -263,6 +314,10 @@ impl<'a> Context<'a> {
             let null = sys::leak(rustix::fs::open(c"/dev/null", flags, Mode::empty())?);
             return attach_at(clone_tree(null, false)?, target);
         }
+        self.mask_folder(target)
+    }
+
+    fn mask_folder(&mut self, target: BorrowedFd<'_>) -> Result<()> {
         if let Some(mask) = self.mask {
             return attach_at(clone_tree(mask, false)?, target);
         }
@@ -291,6 +346,32 @@ impl<'a> Context<'a> {
         rustix::process::fchdir(self.rootfs()?)?;
         rustix::process::pivot_root(c".", c".")?;
         rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+        rustix::process::chdir(c"/")
+    }
+
+    /// For hosts where pivot_root(2) can't be; see `move_root.rs`.
+    fn move_root(&mut self, others: &[CString]) -> Result<()> {
+        let rootfs = self.rootfs()?;
+        rustix::process::fchdir(rootfs)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(rootfs, c"", rustix::fs::CWD, c"/", flags)?;
+        // This process's root is still the host's, below the mount that has just come.
+        for path in others {
+            match rustix::mount::unmount(path.as_c_str(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+                // Locked by whoever made this mount namespace (mount_namespaces(7)).
+                Err(Errno::INVAL | Errno::PERM) => {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    match rustix::fs::open(path.as_c_str(), flags, Mode::empty()) {
+                        Ok(folder) => self.mask_folder(sys::leak(folder))?,
+                        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                        Err(errno) => return Err(errno),
+                    }
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        rustix::process::chroot(c".")?;
         rustix::process::chdir(c"/")
     }
 
@@ -412,6 +493,13 @@ fn stdio(fds: &[OwnedFd; 3], uid: u32) -> Result<()> {
     Ok(())
 }
 
+/// Makes the terminal this session's controlling one, its three standard descriptors, and the user's.
+fn terminal(slave: &OwnedFd, uid: u32) -> Result<()> {
+    rustix::process::ioctl_tiocsctty(slave)?;
+    rustix::fs::fchown(slave, Some(Uid::from_raw(uid)), None)?;
+    (0..3).try_for_each(|number| sys::dup2(slave.as_fd(), number))
+}
+
 /// Opens `path` below `directory`, which is known to be procfs, and writes all of `value` at once.
 fn write_below(directory: BorrowedFd<'_>, path: &CStr, value: &[u8]) -> Result<()> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
@@ -419,12 +507,8 @@ fn write_below(directory: BorrowedFd<'_>, path: &CStr, value: &[u8]) -> Result<(
     rustix::io::write(sys::leak(file), value).map(drop)
 }
 
-/// Writes to a file of the host's /proc, or where the kernel has no such file to an older one.
-fn write_proc(path: &CStr, older: &CStr, value: &[u8]) -> Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Err(Errno::NOENT) => rustix::fs::open(older, flags, Mode::empty())?,
-        file => file?,
-    };
+/// Writes to a file of the host's /proc: only before this process has joined or made a mount namespace of the container.
+fn write_proc(path: &CStr, value: &[u8]) -> Result<()> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(sys::leak(file), value).map(drop)
 }

@@ -1,50 +1,34 @@
-//! The parent's half: clones the child, moves it into its cgroup, and turns what it reports into words.
+//! The parent's half: clones the child and turns what it reports into words.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::child::{self, GO, READY, Report};
 use super::plan::Namespaces;
 use super::step::{Plan, Program, Step};
-use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
-use crate::error::{Error, OrKind, Result};
-use crate::process::{self, Process, Starter};
+use crate::console::Console;
+use crate::error::{Error, OrKind, Result, bail};
+use crate::process::{self, Process, Starter, Unfinished};
 use crate::{Kind, sys};
 
 /// Makes the container's first process and returns when it is ready to execute its program.
 /// On error it is gone again.
-pub(crate) fn launch(bundle: &Bundle, namespaces: &Namespaces, plan: Plan, cgroup: &Cgroup) -> Result<Process> {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .or_kind(Kind::Unavailable, || "socketpair")?;
+pub(crate) fn launch(
+    plan: Plan,
+    namespaces: &Namespaces,
+    cgroup: &Cgroup,
+    console: Option<Console>,
+) -> Result<Process> {
     let birth = cgroup.birth()?;
-    let child = {
-        let _born_in = BirthNamespace::enter(namespaces.pid.as_ref())?;
-        let run = || {
-            // The parent's end must not be open here: else end of file, its sign that this process is gone, never comes.
-            sys::close(ours.as_raw_fd());
-            child::run(&plan, theirs.as_fd())
-        };
-        process::spawn(|| sys::clone3(namespaces.flags, birth.as_ref().map(AsFd::as_fd), &run))
-            .or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?
-    };
-    drop(theirs);
-    if birth.is_none() {
-        cgroup.join(child.pid())?;
-    }
-    if let Some(score) = bundle.process().oom_score_adj() {
-        let path = format!("/proc/{}/oom_score_adj", child.pid());
-        std::fs::write(path, score.to_string())
-            .or_kind(Kind::Internal, || format!("process.oomScoreAdj: write {score}"))?;
-    }
-    if birth.is_none() {
-        // A child that is gone by now has said why.
-        let _ = go(&ours);
-    }
-    match receive(&ours)? {
+    let pid_namespace = namespaces.pid.as_ref().map(AsFd::as_fd);
+    let (child, socket) = clone(&plan, namespaces.flags, pid_namespace, birth.as_ref().map(AsFd::as_fd))
+        .or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?;
+    match receive(&socket)? {
         Some(Report { step: READY, .. }) => {}
         Some(report) => return Err(explain(&report, &Words::all(&plan))),
         None => return Err(died(cgroup)),
@@ -53,29 +37,75 @@ pub(crate) fn launch(bundle: &Bundle, namespaces: &Namespaces, plan: Plan, cgrou
     // Everything that the child holds is its own by now.
     drop(plan);
     match child.finish() {
-        Some(child) => Ok(Process::new(child, Box::new(Start { socket: ours, words }))),
+        Some(child) => Ok(Process::new(child, Some(Box::new(Start { socket, words })), console)),
         None => Err(died(cgroup)),
     }
+}
+
+/// Makes a further process of a container and returns when its execve(2) has happened. On error it is gone again.
+///
+/// `pid_namespace` is a process in the pid namespace to be born in; `births` are cgroups of v2 to be born in, the first that
+/// takes it.
+pub(crate) fn exec(
+    plan: Plan,
+    pid_namespace: Option<BorrowedFd<'_>>,
+    births: &[OwnedFd],
+    console: Option<Console>,
+) -> Result<Process> {
+    let mut births = births.iter().map(AsFd::as_fd).peekable();
+    let (child, socket) = loop {
+        match clone(&plan, 0, pid_namespace, births.next()) {
+            // A cgroup of v2 that hands controllers on takes no processes (cgroup-v2.rst, "No Internal Process Constraint").
+            Err(Errno::BUSY | Errno::NOENT) if births.peek().is_some() => {}
+            made => break made.or_kind(Kind::Unavailable, || "clone3")?,
+        }
+    };
+    if let Some(report) = receive(&socket)? {
+        return Err(explain(&report, &Words::all(&plan)));
+    }
+    drop(plan);
+    match child.finish() {
+        Some(child) => Ok(Process::new(child, None, console)),
+        None => bail!(Internal, "the process is gone"),
+    }
+}
+
+/// Clones the child that runs the plan, and returns it with the parent's end of the socket.
+fn clone(
+    plan: &Plan,
+    flags: i32,
+    pid_namespace: Option<BorrowedFd<'_>>,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> rustix::io::Result<(Unfinished, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let _born_in = BirthNamespace::enter(pid_namespace)?;
+    let run = || {
+        // The parent's end must not be open here: else end of file, its sign that this process is gone, never comes.
+        sys::close(ours.as_raw_fd());
+        child::run(plan, theirs.as_fd())
+    };
+    let child = process::spawn(|| sys::clone3(flags, cgroup, &run))?;
+    Ok((child, ours))
 }
 
 /// While it lives, children of this thread are born in another pid namespace (pid_namespaces(7)).
 struct BirthNamespace(Option<OwnedFd>);
 
 impl BirthNamespace {
-    fn enter(namespace: Option<&OwnedFd>) -> Result<Self> {
+    /// `namespace` is a descriptor of a pid namespace, or the pidfd of a process in it (setns(2)).
+    fn enter(namespace: Option<BorrowedFd<'_>>) -> rustix::io::Result<Self> {
         let Some(namespace) = namespace else { return Ok(Self(None)) };
         let own =
-            std::fs::File::open("/proc/thread-self/ns/pid").or_kind(Kind::Internal, || "open the own pid namespace")?;
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::ProcessID))
-            .or_kind(Kind::InvalidArgument, || "linux.namespaces: join the pid namespace")?;
-        Ok(Self(Some(own.into())))
+            rustix::fs::open("/proc/thread-self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+        move_into_thread_name_spaces(namespace, ThreadNameSpaceType::PROCESS_ID)?;
+        Ok(Self(Some(own)))
     }
 }
 
 impl Drop for BirthNamespace {
     fn drop(&mut self) {
         if let Some(own) = self.0.take()
-            && let Err(errno) = move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID))
+            && let Err(errno) = move_into_thread_name_spaces(own.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         {
             // Later children of this thread would be born in a container.
             log::error!("return to the own pid namespace: {errno}");

@@ -1,16 +1,20 @@
 //! Linux containers: a spec is compiled to a plan of steps, and a new process runs them on itself.
 //!
 //! ```text
-//! Bundle ─ plan (with mounts, options, user, seccomp) ─> Plan of Steps ─ launch ─> clone3 ─> child (with resolve) ─> execve
+//! Bundle    ─ plan (with mounts, options, user, seccomp) ─┐
+//!                                                         ├─> Plan of Steps ─ launch ─> clone3 ─> child (with resolve) ─> execve
+//! exec spec ─ join (with user) ───────────────────────────┘
 //! ```
 
 pub(crate) mod child;
 pub(crate) mod filesystem;
+pub(crate) mod join;
 pub(crate) mod launch;
 mod mounts;
+mod move_root;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod resolve;
-mod seccomp;
+pub(crate) mod seccomp;
 pub(crate) mod step;
-mod user;
+pub(crate) mod user;

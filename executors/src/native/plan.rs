@@ -3,24 +3,29 @@
 //! Source: OCI runtime spec 1.3, runtime.md "Lifecycle", config.md, config-linux.md.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process};
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
 
 use super::filesystem::NewFilesystem;
 use super::mounts::{self, cstring};
+use super::move_root;
 use super::options::{Options, Recursive, propagation};
-use super::step::{Plan, Program, Step};
+use super::resolve::Make;
+use super::seccomp::Filter;
+use super::step::{Plan, Program, Step, Target};
 use super::user;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, args, variable};
 use crate::cgroup::Cgroup;
+use crate::console::Console;
 use crate::error::{OrKind, Result, bail};
-use crate::rootfs::Rootfs;
+use crate::rootfs::{Rootfs, open_inside};
 use crate::sys::{self, CStringArray, MountAttr};
-use crate::{Kind, Stdio};
+use crate::{CreateOptions, Kind, Stdio};
 
 /// What clone3(2) is to do.
 pub(crate) struct Namespaces {
@@ -38,6 +43,16 @@ pub(crate) enum Payload {
     Runner { file: OwnedFd, pass: Vec<OwnedFd>, argv: Vec<CString> },
 }
 
+/// A compiled plan, and what its process takes that the plan itself does not hold.
+pub(crate) struct Compiled {
+    pub namespaces: Namespaces,
+    pub plan: Plan,
+    /// The terminal's side of the shim, where the process has a terminal.
+    pub console: Option<Console>,
+    /// The seccomp filter of the spec, for processes that join the container later.
+    pub filter: Option<Filter>,
+}
+
 /// Compiles everything. The bundle's spec was checked when it was opened; what is found out here depends on the host.
 pub(crate) fn compile(
     bundle: &Bundle,
@@ -45,56 +60,89 @@ pub(crate) fn compile(
     cgroup: &Cgroup,
     stdio: Stdio,
     payload: Payload,
-) -> Result<(Namespaces, Plan)> {
-    let environment = environment(bundle, &rootfs);
+    options: &CreateOptions,
+) -> Result<Compiled> {
+    let process = bundle.process();
+    let environment = environment(process, rootfs.tree());
     let mut steps = Vec::new();
+    enter_cgroup(cgroup, process, &mut steps)?;
     steps.push(Step::Session);
     let namespaces = namespaces(bundle, &mut steps)?;
-    steps.push(Step::Keyring(CString::new(format!("_ses.{}", bundle.id())).or_kind(Kind::InvalidArgument, || "id")?));
+    if !options.no_new_keyring {
+        steps.push(keyring(bundle.id())?);
+    }
     host_names(bundle, &mut steps)?;
     steps.push(Step::Umask(0));
     let for_guest = matches!(payload, Payload::Runner { .. });
-    file_systems(bundle, rootfs, cgroup, for_guest, &mut steps)?;
-    let process = bundle.process();
-    user::rlimits(bundle, &mut steps);
-    apparmor(bundle, &mut steps)?;
+    if options.no_pivot_root {
+        // Before the container has mounts, which this must not change.
+        steps.push(move_root::isolate());
+    }
+    let (stdio, console) = file_systems(bundle, rootfs, cgroup, stdio, for_guest, &mut steps)?;
+    user::rlimits(process, &mut steps);
+    apparmor(process, &mut steps)?;
     // From here on the container's root is "/".
-    steps.push(Step::PivotRoot);
+    steps.push(if options.no_pivot_root { move_root::step()? } else { Step::PivotRoot });
     if let Some((flags, recursive)) = rootfs_propagation(bundle)? {
         let recursive = if recursive == Recursive::Yes { libc::MS_REC } else { 0 };
         steps.push(Step::RootfsPropagation(flags | recursive));
-    }
-    if !cgroup.v2() {
-        // Moving a process takes the kernel milliseconds (it waits for an RCU grace period), so all of the above is done
-        // meanwhile.
-        steps.push(Step::AwaitCgroup);
     }
     if bundle.namespace(LinuxNamespaceType::Cgroup) == Some(None) {
         // Its root is the cgroup that the process is in when it is made.
         steps.push(Step::Unshare(libc::CLONE_NEWCGROUP, "cgroup"));
     }
-    user::compile(bundle, stdio, &mut steps)?;
+    let filter = bundle.linux().seccomp().as_ref().map(Filter::new).transpose()?.flatten();
+    user::compile(process, filter.as_ref(), stdio, &mut steps)?;
+    let plan = program(process, payload, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)?;
+    Ok(Compiled { namespaces, plan, console, filter })
+}
+
+/// The end of a plan: `start`, if it has to be waited for, and the program.
+pub(super) fn program(
+    process: &Process,
+    payload: Payload,
+    environment: &[String],
+    filter: Option<&Filter>,
+    start: Option<Step>,
+    mut steps: Vec<Step>,
+) -> Result<Plan> {
     let (program, argv) = match payload {
         Payload::Spec => {
             steps.push(Step::FindProgram);
-            let argv = bundle.args().iter().map(|arg| text(arg, "process.args")).collect::<Result<_>>()?;
-            (Program::Paths(candidates(bundle, &environment)?), argv)
+            let argv = args(process).iter().map(|arg| text(arg, "process.args")).collect::<Result<_>>()?;
+            (Program::Paths(candidates(process, environment)?), argv)
         }
         Payload::Runner { file, pass, argv } => {
             let pass = pass.iter().map(user::above).collect::<Result<_>>()?;
             (Program::File { file: user::above(&file)?, pass }, argv)
         }
     };
-    steps.push(Step::AwaitStart);
+    steps.extend(start);
     if process.no_new_privileges() == Some(true) {
         // As late as can be, so that the filter need not allow what came before.
-        user::seccomp_step(bundle, &mut steps)?;
+        steps.extend(filter.map(Filter::step));
     }
     steps.push(Step::Exec);
     let envp = environment.iter().map(|entry| text(entry, "process.env")).collect::<Result<_>>()?;
     let mask = Options::parse(&["mode=0755".to_owned(), "ro".to_owned()]).unwrap_or_default();
     let mask = NewFilesystem::new("tmpfs", "tmpfs", &mask).or_kind(Kind::Internal, || "mask")?;
-    Ok((namespaces, Plan { steps, mask, program, argv: CStringArray::new(argv), envp: CStringArray::new(envp) }))
+    Ok(Plan { steps, mask, program, argv: CStringArray::new(argv), envp: CStringArray::new(envp) })
+}
+
+/// What has to be done while the host's file systems are still in sight: the cgroup of v1, and the OOM score.
+pub(super) fn enter_cgroup(cgroup: &Cgroup, process: &Process, steps: &mut Vec<Step>) -> Result<()> {
+    if !cgroup.v2() {
+        steps.push(Step::JoinCgroups(cgroup.task_files()?));
+    }
+    if let Some(score) = process.oom_score_adj() {
+        steps.push(Step::OomScore(text(&score.to_string(), "process.oomScoreAdj")?));
+    }
+    Ok(())
+}
+
+/// A session keyring by the name that runc gives it.
+pub(super) fn keyring(id: &str) -> Result<Step> {
+    Ok(Step::Keyring(CString::new(format!("_ses.{id}")).or_kind(Kind::InvalidArgument, || "id")?))
 }
 
 /// Namespaces to make become clone flags, those to join become steps.
@@ -157,13 +205,16 @@ fn host_names(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
 ///
 /// A guest of the runner gets a copy of the tree with the kernel's own file systems read-only: with /proc/self/mem it could
 /// else write to the runner's memory, and so leave WebAssembly's sandbox.
+///
+/// Returns the step that sets up stdio: a terminal is of the container's own devpts.
 fn file_systems(
     bundle: &Bundle,
     rootfs: Rootfs,
     cgroup: &Cgroup,
+    stdio: Stdio,
     for_guest: bool,
     steps: &mut Vec<Step>,
-) -> Result<()> {
+) -> Result<(Step, Option<Console>)> {
     // The host must not get the container's mounts, but (as with runc) later mounts of the host reach the container.
     let slave = libc::MS_SLAVE;
     let base = match rootfs_propagation(bundle)? {
@@ -186,6 +237,10 @@ fn file_systems(
     if !binds_dev(bundle) {
         devices(bundle, steps)?;
     }
+    let stdio = match stdio {
+        Stdio::Streams(streams) => (user::streams(bundle.process(), streams)?, None),
+        Stdio::Terminal => terminal(bundle.process(), steps).map(|(step, console)| (step, Some(console)))?,
+    };
     let linux = bundle.linux();
     for path in linux.masked_paths().iter().flatten() {
         steps.push(Step::Mask(text(path, "linux.maskedPaths")?));
@@ -200,7 +255,37 @@ fn file_systems(
         let readonly = mounts::writable_of_the_kernel(bundle).map(cstring).collect::<Result<_>>()?;
         steps.push(Step::GuestRoot { readonly });
     }
-    Ok(())
+    Ok(stdio)
+}
+
+/// Makes the terminal: in the container's devpts, whose mount is one of the steps, or where it has none of its own in the
+/// host's.
+fn terminal(process: &Process, steps: &mut Vec<Step>) -> Result<(Step, Console)> {
+    let devpts = steps.iter().rev().find_map(|step| match step {
+        Step::Attach { tree, at } if at.path.as_c_str() == c"/dev/pts" => Some(tree.as_fd()),
+        _ => None,
+    });
+    let (console, slave, mount) = match devpts {
+        Some(devpts) => {
+            let (console, slave) = Console::open(devpts)?;
+            let mount = Step::Console(user::above(&slave)?);
+            (console, slave, mount)
+        }
+        None => {
+            let (console, slave) = Console::open_on_host()?;
+            let tree = rustix::mount::open_tree(
+                &slave,
+                c"",
+                OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
+            );
+            let tree = tree.or_kind(Kind::Internal, || "process.terminal: copy its mount")?;
+            let at = Target { path: c"/dev/console".to_owned(), make: Make::File, no_symlinks: false };
+            (console, slave, Step::Attach { tree, at })
+        }
+    };
+    console.resize_to(process)?;
+    steps.push(mount);
+    Ok((user::terminal(process, &slave)?, console))
 }
 
 fn rootfs_propagation(bundle: &Bundle) -> Result<Option<(u64, Recursive)>> {
@@ -279,8 +364,9 @@ fn node(device: &LinuxDevice) -> Result<Step> {
     })
 }
 
-fn apparmor(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
-    let Some(profile) = bundle.process().apparmor_profile().as_deref().filter(|profile| !profile.is_empty()) else {
+/// To be run while the host's /proc is in sight: that of the container may be anything.
+pub(super) fn apparmor(process: &Process, steps: &mut Vec<Step>) -> Result<()> {
+    let Some(profile) = process.apparmor_profile().as_deref().filter(|profile| !profile.is_empty()) else {
         return Ok(());
     };
     let enabled =
@@ -292,31 +378,31 @@ fn apparmor(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
     Ok(())
 }
 
-/// The spec's environment. HOME is added from the image's /etc/passwd where the spec has none, as runc and crun do.
-fn environment(bundle: &Bundle, rootfs: &Rootfs) -> Vec<String> {
-    let mut environment = bundle.process().env().clone().unwrap_or_default();
-    if bundle.env("HOME").is_none() {
-        let home = home(rootfs, bundle.process().user().uid()).unwrap_or_else(|| "/".to_owned());
+/// The spec's environment. HOME is added from /etc/passwd below `root` where the spec has none, as runc and crun do.
+pub(super) fn environment(process: &Process, root: BorrowedFd<'_>) -> Vec<String> {
+    let mut environment = process.env().clone().unwrap_or_default();
+    if variable(process, "HOME").is_none() {
+        let home = home(root, process.user().uid()).unwrap_or_else(|| "/".to_owned());
         environment.push(format!("HOME={home}"));
     }
     environment
 }
 
-/// The home folder of a user in the rootfs's /etc/passwd (passwd(5)).
-fn home(rootfs: &Rootfs, uid: u32) -> Option<String> {
+/// The home folder of a user in /etc/passwd below `root` (passwd(5)).
+fn home(root: BorrowedFd<'_>, uid: u32) -> Option<String> {
     use std::io::Read;
     /// As much of the file as is read: an image could hold anything.
     const MAX: u64 = 1 << 20;
     let mut text = String::new();
-    rootfs.open(Path::new("/etc/passwd")).ok()?.take(MAX).read_to_string(&mut text).ok()?;
+    open_inside(root, Path::new("/etc/passwd")).ok()?.take(MAX).read_to_string(&mut text).ok()?;
     let mut users = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let user = users.find(|fields| fields.get(2).is_some_and(|id| *id == uid.to_string()))?;
     user.get(5).filter(|home| !home.is_empty() && !home.contains('\0')).map(|home| (*home).to_owned())
 }
 
 /// Where `args[0]` may be: itself if it has a slash, else in each folder of the container's PATH (execvp(3)).
-fn candidates(bundle: &Bundle, environment: &[String]) -> Result<Vec<CString>> {
-    let Some(program) = bundle.args().first() else { bail!(InvalidArgument, "process.args: empty") };
+fn candidates(process: &Process, environment: &[String]) -> Result<Vec<CString>> {
+    let Some(program) = args(process).first() else { bail!(InvalidArgument, "process.args: empty") };
     let path = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH="));
     search(program, path).iter().map(|path| text(path, "process.args")).collect()
 }

@@ -23,17 +23,32 @@ static COMPILED: Mutex<Option<HashMap<[u8; 32], Arc<BpfProgram>>>> = Mutex::new(
 /// The largest number of profiles kept.
 const KEEP: usize = 16;
 
-/// The step that loads the profile; `None` when it allows everything anyway.
-pub(crate) fn step(profile: &LinuxSeccomp) -> Result<Option<Step>> {
-    let no_rules = profile.syscalls().as_deref().unwrap_or_default().is_empty();
-    if profile.default_action() == LinuxSeccompAction::ScmpActAllow && no_rules {
-        return Ok(None);
+/// A compiled profile, as it is loaded.
+#[derive(Clone)]
+pub(crate) struct Filter {
+    program: Arc<BpfProgram>,
+    /// SECCOMP_FILTER_FLAG_*.
+    flags: u32,
+}
+
+impl Filter {
+    /// Compiles the profile, unless that was done before; `None` when it allows everything anyway.
+    pub fn new(profile: &LinuxSeccomp) -> Result<Option<Filter>> {
+        let no_rules = profile.syscalls().as_deref().unwrap_or_default().is_empty();
+        if profile.default_action() == LinuxSeccompAction::ScmpActAllow && no_rules {
+            return Ok(None);
+        }
+        if profile.listener_path().is_some() || profile.listener_metadata().is_some() {
+            bail!(Unimplemented, "linux.seccomp.listenerPath: not supported");
+        }
+        let flags = flags(profile.flags().as_deref().unwrap_or_default());
+        Ok(Some(Filter { program: program(profile)?, flags }))
     }
-    if profile.listener_path().is_some() || profile.listener_metadata().is_some() {
-        bail!(Unimplemented, "linux.seccomp.listenerPath: not supported");
+
+    /// The step that loads it.
+    pub fn step(&self) -> Step {
+        Step::Seccomp { program: Arc::clone(&self.program), flags: self.flags }
     }
-    let flags = flags(profile.flags().as_deref().unwrap_or_default());
-    Ok(Some(Step::Seccomp { program: program(profile)?, flags }))
 }
 
 fn program(profile: &LinuxSeccomp) -> Result<Arc<BpfProgram>> {
@@ -225,7 +240,7 @@ mod tests {
         let notify = profile(json!({"defaultAction": "SCMP_ACT_NOTIFY"}));
         assert!(program(&notify).err().unwrap().to_string().contains("SCMP_ACT_NOTIFY"));
         let listener = profile(json!({"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/a"}));
-        assert!(step(&listener).err().unwrap().to_string().contains("listenerPath"));
-        assert!(step(&profile(json!({"defaultAction": "SCMP_ACT_ALLOW"}))).unwrap().is_none());
+        assert!(Filter::new(&listener).err().unwrap().to_string().contains("listenerPath"));
+        assert!(Filter::new(&profile(json!({"defaultAction": "SCMP_ACT_ALLOW"}))).unwrap().is_none());
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 
 use rustix::process::{Resource, Rlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType};
 
 use super::filesystem::NewFilesystem;
 use super::resolve::Make;
@@ -33,12 +33,19 @@ pub(crate) enum Program {
 
 /// One step.
 pub(crate) enum Step {
-    /// Wait until the parent has moved this process into its cgroups.
-    AwaitCgroup,
+    /// Enter the cgroups whose `tasks` files these are (cgroup v1).
+    ///
+    /// Moving another process takes the kernel milliseconds (it waits for an RCU grace period); a thread that moves itself
+    /// needs no such wait, and this process has one thread.
+    JoinCgroups(Vec<OwnedFd>),
+    /// Set the score by which the kernel chooses what to kill when memory runs out.
+    OomScore(CString),
     /// A session of its own, so that signals to the shim's terminal don't reach it.
     Session,
     /// Join the namespace behind the descriptor. The text says which, for errors.
     Join(OwnedFd, &'static str),
+    /// Join these namespaces (CLONE_NEW*) of the process behind the pidfd.
+    JoinContainer(OwnedFd, ThreadNameSpaceType),
     /// Namespaces that must be made after the process is in its cgroups.
     Unshare(i32, &'static str),
     Keyring(CString),
@@ -98,7 +105,17 @@ pub(crate) enum Step {
     GuestRoot {
         readonly: Vec<CString>,
     },
+    /// The same for a process that has joined the container's mount namespace: by way of a copy of that namespace, so that
+    /// nothing changes for the others in it. `init` is the pidfd to come back by.
+    GuestRootOfContainer {
+        readonly: Vec<CString>,
+        init: OwnedFd,
+    },
     PivotRoot,
+    /// Instead of that: move the rootfs onto `/`, detach these mounts of the host, and chroot(2).
+    MoveRoot {
+        others: Vec<CString>,
+    },
     /// Propagation of the rootfs mount, after it became `/`.
     RootfsPropagation(u64),
     /// The three standard descriptors, made the user's so that it may reopen them by /proc/self/fd.
@@ -106,6 +123,13 @@ pub(crate) enum Step {
         fds: [OwnedFd; 3],
         uid: u32,
     },
+    /// The three standard descriptors are this terminal, which becomes the session's controlling one and the user's own.
+    Terminal {
+        slave: OwnedFd,
+        uid: u32,
+    },
+    /// Mount the terminal at /dev/console.
+    Console(OwnedFd),
     Rlimit(Resource, Rlimit),
     /// AppArmor profile for the next execve(2).
     AppArmor(CString),
@@ -149,9 +173,11 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::AwaitCgroup => write!(f, "wait for the cgroup"),
+            Step::JoinCgroups(_) => write!(f, "enter the cgroup"),
+            Step::OomScore(score) => write!(f, "process.oomScoreAdj: set {}", Text(score)),
             Step::Session => write!(f, "setsid"),
             Step::Join(_, name) => write!(f, "linux.namespaces: join the {name} namespace"),
+            Step::JoinContainer(..) => write!(f, "join the container's namespaces"),
             Step::Unshare(_, name) => write!(f, "linux.namespaces: make a {name} namespace"),
             Step::Keyring(_) => write!(f, "join a session keyring"),
             Step::LoopbackUp => write!(f, "bring up the loopback interface"),
@@ -170,11 +196,16 @@ impl fmt::Display for Step {
             Step::Mask(path) => write!(f, "linux.maskedPaths: mask {}", Text(path)),
             Step::ReadonlyPath(path) => write!(f, "linux.readonlyPaths: make {} read-only", Text(path)),
             Step::ReadonlyMount(path) => write!(f, "mounts: make {} read-only", Text(path)),
-            Step::GuestRoot { .. } => write!(f, "copy the mount tree for the guest"),
+            Step::GuestRoot { .. } | Step::GuestRootOfContainer { .. } => {
+                write!(f, "copy the mount tree for the guest")
+            }
             Step::ReadonlyRootfs => write!(f, "root.readonly: make the rootfs read-only"),
             Step::PivotRoot => write!(f, "pivot_root"),
+            Step::MoveRoot { .. } => write!(f, "no_pivot_root: move the rootfs onto /"),
             Step::RootfsPropagation(_) => write!(f, "linux.rootfsPropagation: change the propagation of the rootfs"),
             Step::Stdio { .. } => write!(f, "set up stdio"),
+            Step::Terminal { .. } => write!(f, "process.terminal: make the terminal the process's own"),
+            Step::Console(_) => write!(f, "process.terminal: mount the terminal at /dev/console"),
             Step::Rlimit(resource, limit) => write!(
                 f,
                 "process.rlimits: set {} to {} (hard {})",

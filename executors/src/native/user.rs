@@ -4,25 +4,24 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use oci_spec::runtime::{Capability, LinuxCapabilities, PosixRlimitType};
+use oci_spec::runtime::{Capability, LinuxCapabilities, PosixRlimitType, Process};
 use rustix::fs::{Gid, Mode, OFlags};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::mounts::cstring;
-use super::seccomp;
+use super::seccomp::Filter;
 use super::step::Step;
-use crate::bundle::Bundle;
 use crate::error::{OrKind, Result};
-use crate::{Kind, Stdio};
+use crate::{Kind, Streams};
 
 /// Descriptors that the child duplicates onto low numbers are kept above this one, so that none is in another's way.
 const ABOVE: i32 = 16;
 
 /// Resource limits (getrlimit(2)).
-pub(super) fn rlimits(bundle: &Bundle, steps: &mut Vec<Step>) {
-    for limit in bundle.process().rlimits().iter().flatten() {
+pub(super) fn rlimits(process: &Process, steps: &mut Vec<Step>) {
+    for limit in process.rlimits().iter().flatten() {
         steps.push(Step::Rlimit(
             resource(limit.typ()),
             Rlimit { current: number(limit.soft()), maximum: number(limit.hard()) },
@@ -31,18 +30,15 @@ pub(super) fn rlimits(bundle: &Bundle, steps: &mut Vec<Step>) {
 }
 
 /// Stdio, user, groups, capabilities, umask, cwd and no_new_privs, in the order in which each still may.
-pub(super) fn compile(bundle: &Bundle, stdio: Stdio, steps: &mut Vec<Step>) -> Result<()> {
-    let process = bundle.process();
+pub(super) fn compile(process: &Process, filter: Option<&Filter>, stdio: Step, steps: &mut Vec<Step>) -> Result<()> {
     let user = process.user();
     let (uid, gid) = (user.uid(), user.gid());
-    let fds = [standard(stdio.stdin)?, standard(stdio.stdout)?, standard(stdio.stderr)?];
-    steps.push(Step::Stdio { fds, uid });
-    let no_new_privileges = process.no_new_privileges() == Some(true);
-    if no_new_privileges {
+    steps.push(stdio);
+    if process.no_new_privileges() == Some(true) {
         steps.push(Step::NoNewPrivileges);
     } else {
         // Without no_new_privs a filter takes CAP_SYS_ADMIN, which is about to be dropped (seccomp(2)).
-        seccomp_step(bundle, steps)?;
+        steps.extend(filter.map(Filter::step));
     }
     let capabilities = Capabilities::new(process.capabilities().as_ref());
     steps.push(Step::BoundingSet { keep: capabilities.bounding });
@@ -56,11 +52,15 @@ pub(super) fn compile(bundle: &Bundle, stdio: Stdio, steps: &mut Vec<Step>) -> R
     Ok(())
 }
 
-pub(super) fn seccomp_step(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
-    if let Some(profile) = bundle.linux().seccomp() {
-        steps.extend(seccomp::step(profile)?);
-    }
-    Ok(())
+/// The step that makes these the process's standard streams.
+pub(crate) fn streams(process: &Process, streams: Streams) -> Result<Step> {
+    let fds = [standard(streams.stdin)?, standard(streams.stdout)?, standard(streams.stderr)?];
+    Ok(Step::Stdio { fds, uid: process.user().uid() })
+}
+
+/// The step that makes this terminal the process's own, and all three of its standard streams.
+pub(crate) fn terminal(process: &Process, slave: impl AsFd) -> Result<Step> {
+    Ok(Step::Terminal { slave: above(slave)?, uid: process.user().uid() })
 }
 
 struct Capabilities {

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::Kind;
 use crate::error::{OrKind, Result, bail};
 use crate::native::options::Recursive;
+use crate::native::plan::Payload;
 use crate::rootfs::clone_tree;
 use crate::sys::{self, MountAttr};
 
@@ -100,12 +101,13 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    /// The runner's arguments for a guest's.
-    pub fn argv(&self, guest: &[String]) -> Result<Vec<CString>> {
-        std::iter::once(RUNNER)
+    /// The payload of a plan, for a guest with these arguments.
+    pub fn payload(self, guest: &[String]) -> Result<Payload> {
+        let argv = std::iter::once(RUNNER)
             .chain(guest.iter().map(String::as_str))
             .map(|arg| CString::new(arg).or_kind(Kind::InvalidArgument, || "process.args"))
-            .collect()
+            .collect::<Result<_>>()?;
+        Ok(Payload::Runner { file: self.program, pass: self.pass, argv })
     }
 }
 

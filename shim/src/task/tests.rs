@@ -1,12 +1,15 @@
 //! The life cycle with a fake executor and a stand-in for containerd's event service.
 
+mod exec;
+
 use super::*;
-use crate::engine::Bundle;
+use crate::engine::{Bundle, Process};
 use crate::events::testing::{Sink, publisher, serve};
-use executors::{Choice, Executor, Stdio};
+use executors::{Choice, Console, CreateOptions, ExecSpec, Executor, OomWatch, Stats, Stdio};
 use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use ttrpc::asynchronous::Server;
@@ -17,6 +20,7 @@ struct Script {
     terminal: bool,
     create_fails: bool,
     start_fails: bool,
+    exec_fails: bool,
     /// The first Delete fails, after which nothing is left to delete.
     delete_fails: bool,
     shares_pid_namespace: bool,
@@ -25,21 +29,25 @@ struct Script {
     start_gate: Option<Arc<Semaphore>>,
 }
 
+type Made = Arc<Mutex<Option<Arc<FakeProcess>>>>;
+
 struct FakeEngine {
     script: Arc<Script>,
-    process: Mutex<Option<Arc<FakeProcess>>>,
+    process: Made,
+    exec: Made,
     killed_all: Arc<AtomicI32>,
 }
 
 impl Engine for FakeEngine {
     fn open(&self, _: &str, _: &Path) -> Result<Box<dyn Bundle>> {
-        let process = Arc::new(FakeProcess::new(self.script.clone()));
+        let process = Arc::new(FakeProcess::new(self.script.clone(), 42));
         *lock(&self.process) = Some(process.clone());
         Ok(Box::new(Fake {
             script: self.script.clone(),
             process,
+            exec: self.exec.clone(),
             killed_all: self.killed_all.clone(),
-            choice: Choice { executor: Executor::Native, reason: "a fake".into() },
+            choice: Choice { executor: Executor::Native, reason: "a fake".into(), by_annotation: false },
         }))
     }
 }
@@ -47,6 +55,7 @@ impl Engine for FakeEngine {
 struct Fake {
     script: Arc<Script>,
     process: Arc<FakeProcess>,
+    exec: Made,
     killed_all: Arc<AtomicI32>,
     choice: Choice,
 }
@@ -56,7 +65,7 @@ impl Bundle for Fake {
         self.script.terminal
     }
 
-    fn create(self: Box<Self>, _: &[RootfsMount], _: Stdio) -> Result<Box<dyn Container>> {
+    fn create(self: Box<Self>, _: &[RootfsMount], _: Stdio, _: &CreateOptions) -> Result<Box<dyn Container>> {
         if self.script.create_fails { Err(Error::new(Kind::InvalidArgument, anyhow!("no args"))) } else { Ok(self) }
     }
 }
@@ -70,6 +79,29 @@ impl Container for Fake {
     }
     fn owns_pid_namespace(&self) -> bool {
         !self.script.shares_pid_namespace
+    }
+    fn exec(&self, spec: &ExecSpec, _: Stdio) -> Result<Arc<dyn Process>> {
+        if self.script.exec_fails {
+            return Err(Error::new(Kind::InvalidArgument, anyhow!("{spec:?}: not found")));
+        }
+        let process = Arc::new(FakeProcess::new(self.script.clone(), 43));
+        *lock(&self.exec) = Some(process.clone());
+        Ok(process)
+    }
+    fn freeze(&self) -> Result<()> {
+        Ok(())
+    }
+    fn thaw(&self) -> Result<()> {
+        Ok(())
+    }
+    fn update(&self, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn stats(&self) -> Result<Stats> {
+        Err(Error::new(Kind::NotFound, anyhow!("a fake has no cgroup")))
+    }
+    fn watch_oom(&self) -> Result<Option<OomWatch>> {
+        Ok(None)
     }
     fn pids(&self) -> Result<Vec<u32>> {
         Ok(vec![self.process.pid()])
@@ -85,6 +117,7 @@ impl Container for Fake {
 
 struct FakeProcess {
     script: Arc<Script>,
+    pid: u32,
     exit: Mutex<Option<Exit>>,
     started: AtomicBool,
     reader: PipeReader,
@@ -92,9 +125,9 @@ struct FakeProcess {
 }
 
 impl FakeProcess {
-    fn new(script: Arc<Script>) -> Self {
+    fn new(script: Arc<Script>, pid: u32) -> Self {
         let (reader, writer) = pipe().unwrap();
-        Self { script, exit: Mutex::default(), started: AtomicBool::default(), reader, writer: Mutex::new(writer) }
+        Self { script, pid, exit: Mutex::default(), started: AtomicBool::default(), reader, writer: Mutex::new(writer) }
     }
 
     fn die(&self, code: u32) {
@@ -105,7 +138,10 @@ impl FakeProcess {
 
 impl Process for FakeProcess {
     fn pid(&self) -> u32 {
-        42
+        self.pid
+    }
+    fn take_console(&self) -> Option<Console> {
+        None
     }
     fn start(&self) -> Result<()> {
         if let Some(gate) = &self.script.start_gate {
@@ -150,9 +186,13 @@ impl Stage {
         let path = dir.path().join("containerd");
         let server = serve(&sink, &path).await;
         let events = publisher(&path);
-        let engine =
-            Arc::new(FakeEngine { script: Arc::new(script), process: Mutex::default(), killed_all: Arc::default() });
-        let tasks = Tasks::new(engine.clone(), events.clone());
+        let engine = Arc::new(FakeEngine {
+            script: Arc::new(script),
+            process: Arc::default(),
+            exec: Arc::default(),
+            killed_all: Arc::default(),
+        });
+        let tasks = Tasks::new(engine.clone(), events.clone(), "n");
         Self { dir, sink, events, engine, tasks, _server: server }
     }
 
@@ -162,7 +202,7 @@ impl Stage {
             bundle: self.dir.path().into(),
             rootfs: Vec::new(),
             names: Names::default(),
-            owner: None,
+            options: Options::default(),
             event: TaskCreate::new(),
         };
         self.tasks.clone().create(creation).await?;
@@ -175,6 +215,10 @@ impl Stage {
 
     async fn delete(&self, task: &Arc<Task>) -> Result<(u32, Exit)> {
         self.tasks.clone().delete(task.clone()).await
+    }
+
+    async fn kill(&self, task: &Arc<Task>, signal: i32, all: bool) -> Result<()> {
+        task.clone().kill(task.init.clone(), signal, all).await
     }
 
     fn die(&self, code: u32) {
@@ -200,7 +244,7 @@ async fn a_life_from_create_to_delete() {
     assert_eq!(std::fs::read_to_string(stage.dir.path().join(INIT_PID_FILE)).unwrap(), "42");
     assert_eq!(stage.start(&task).await.unwrap(), 42);
     assert_eq!(task.init.state(), State::Running);
-    assert_eq!(task.clone().pids().await.unwrap(), [42]);
+    assert_eq!(task.clone().pids().await.unwrap(), [(42, None)]);
     assert!(!stage.tasks.close_if_empty());
     stage.die(3);
     let exit = task.init.stopped().await;
@@ -218,16 +262,19 @@ async fn every_verb_in_every_state() {
     enum At {
         Created,
         Running,
+        Paused,
         Stopped,
         Deleted,
     }
     use Kind::{FailedPrecondition as Precondition, NotFound};
-    // State:            start               kill            kill all        delete
+    let (pre, gone) = (Some(Precondition), Some(NotFound));
+    // State:          start  kill  kill all  delete  pause  resume  resize
     let table = [
-        (At::Created, [None, None, None, None]),
-        (At::Running, [Some(Precondition), None, None, Some(Precondition)]),
-        (At::Stopped, [Some(Precondition), Some(NotFound), Some(NotFound), None]),
-        (At::Deleted, [Some(Precondition), Some(NotFound), Some(NotFound), Some(NotFound)]),
+        (At::Created, [None, None, None, None, pre, pre, None]),
+        (At::Running, [pre, None, None, pre, None, pre, None]),
+        (At::Paused, [pre, None, None, pre, pre, None, None]),
+        (At::Stopped, [pre, gone, gone, None, pre, pre, pre]),
+        (At::Deleted, [pre, gone, gone, gone, pre, pre, pre]),
     ];
     for (at, expected) in table {
         for (verb, expected) in expected.into_iter().enumerate() {
@@ -235,6 +282,9 @@ async fn every_verb_in_every_state() {
             let task = stage.create("a").await.unwrap();
             if at != At::Created {
                 stage.start(&task).await.unwrap();
+            }
+            if at == At::Paused {
+                stage.tasks.clone().pause(task.clone()).await.unwrap();
             }
             if matches!(at, At::Stopped | At::Deleted) {
                 stage.die(0);
@@ -245,9 +295,12 @@ async fn every_verb_in_every_state() {
             }
             let answer = match verb {
                 0 => kind(stage.start(&task).await),
-                1 => kind(task.init.signal(15)),
-                2 => kind(task.clone().signal_all(15).await),
-                _ => kind(stage.delete(&task).await),
+                1 => kind(stage.kill(&task, 15, false).await),
+                2 => kind(stage.kill(&task, 15, true).await),
+                3 => kind(stage.delete(&task).await),
+                4 => kind(stage.tasks.clone().pause(task.clone()).await),
+                5 => kind(stage.tasks.clone().resume(task.clone()).await),
+                _ => kind(task.init.resize(24, 80)),
             };
             assert_eq!(answer, expected, "verb {verb} in state {}", at as u8);
         }
@@ -339,7 +392,7 @@ async fn a_failed_delete_can_be_repeated() {
     let task = stage.create("a").await.unwrap();
     assert_eq!(kind(stage.delete(&task).await), Some(Kind::Internal));
     assert!(!stage.tasks.close_if_empty());
-    assert_eq!(task.clone().pids().await.unwrap(), [0; 0]);
+    assert_eq!(task.clone().pids().await.unwrap(), []);
     stage.delete(&task).await.unwrap();
     assert_eq!(stage.events().await, ["create", "exit", "delete"]);
 }
@@ -349,12 +402,4 @@ async fn a_closed_shim_takes_no_more() {
     let stage = Stage::new(Script::default()).await;
     assert!(stage.tasks.close_if_empty());
     assert_eq!(kind(stage.create("a").await), Some(Kind::Unavailable));
-}
-
-#[tokio::test]
-async fn an_exec_id_is_unknown() {
-    let stage = Stage::new(Script::default()).await;
-    let task = stage.create("a").await.unwrap();
-    assert_eq!(kind(task.process("x").map(|_| ())), Some(Kind::NotFound));
-    assert!(task.process("").is_ok());
 }

@@ -10,16 +10,29 @@
 
 mod bad_input;
 mod churn;
+mod crash;
 mod events;
+mod exec;
+mod exec_io;
+mod exec_life;
 mod exit;
 mod filesystem;
 mod group;
 mod harness;
+mod hostile;
+mod io;
 mod isolation;
+mod lifecycle;
+mod logger;
+mod oom;
+mod options;
 mod process;
 mod protocol;
+mod restart;
 mod signals;
 mod stdio;
+mod table;
+mod terminal;
 mod wasm;
 
 use anyhow::{Context, Result};
@@ -41,9 +54,22 @@ const THEMES: &[(&str, &[Case])] = &[
     ("signals", signals::CASES),
     ("events", events::CASES),
     ("group", group::CASES),
+    ("exec", exec::CASES),
+    ("exec_life", exec_life::CASES),
+    ("exec_io", exec_io::CASES),
+    ("terminal", terminal::CASES),
+    ("io", io::CASES),
+    ("logger", logger::CASES),
+    ("lifecycle", lifecycle::CASES),
+    ("oom", oom::CASES),
+    ("options", options::CASES),
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
+    ("table", table::CASES),
+    ("hostile", hostile::CASES),
+    ("restart", restart::CASES),
+    ("crash", crash::CASES),
     ("churn", churn::CASES),
 ];
 
@@ -95,13 +121,14 @@ impl Lines {
         let mut trials = Vec::new();
         for (index, line) in self.entries.iter().enumerate() {
             for (theme, case) in THEMES.iter().flat_map(|(theme, cases)| cases.iter().map(move |case| (theme, case))) {
-                for &kind in case.kinds.iter().filter(|kind| case.runs(**kind, self.runtime)) {
+                for &kind in case.kinds.iter().filter(|kind| case.runs(**kind, self.runtime, &line.name)) {
                     let name = format!("{}::{theme}::{}::{}", line.name, case.name, kind.name());
                     let (lines, number) = (self.clone(), trials.len());
-                    trials.push(Trial::test(name, move || {
+                    let trial = Trial::test(name, move || {
                         let containerd = lines.containerd(index)?;
                         case.run(containerd, kind, number).map_err(|error| Failed::from(format!("{error:#}")))
-                    }));
+                    });
+                    trials.push(trial.with_ignored_flag(case.ignored));
                 }
             }
         }

@@ -1,12 +1,11 @@
 //! The shim's binary and its task service, called as containerd calls them.
 use crate::harness::direct::{Direct, Server, refused};
 use crate::harness::leaks::Process;
-use crate::harness::{Case, Kind, NAMESPACE, Runtime, Test};
+use crate::harness::{Case, Kind, Runtime, Test};
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::{
-    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, Empty, ExecProcessRequest,
-    KillRequest, PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, StartRequest, StateRequest,
-    StatsRequest, Status, UpdateTaskRequest, WaitRequest,
+    CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, Empty, KillRequest, PidsRequest, PidsResponse,
+    StartRequest, StateRequest, Status, WaitRequest,
 };
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
@@ -80,7 +79,6 @@ pub const CASES: &[Case] = &[
     })
     .all(),
     Case::new("unknown_id", unknown_id),
-    Case::new("not_done_yet_is_unimplemented", unimplemented).hybrid_only(),
     Case::new("connect_and_pids", connect_and_pids).all(),
     Case::new("shutdown_waits_for_the_last_task", |test| {
         let direct = test.direct()?.config(&test.spec(&["spin"])?)?;
@@ -179,26 +177,6 @@ fn unknown_id(test: &Test) -> Result<()> {
         rpc(server.call("Connect", &ConnectRequest { id: id(), ..Default::default() }), "Connect")?;
     ensure!(connected.shim_pid > 0 && connected.task_pid == 0, "{connected:?}");
     server.shutdown()?;
-    direct.remove()
-}
-
-fn unimplemented(test: &Test) -> Result<()> {
-    let direct = test.direct()?.config(&test.spec(&["spin"])?)?;
-    let server = direct.start()?;
-    rpc(server.create(), "Create")?;
-    let id = || test.id.clone();
-    let refuse = |method: &str, result: ttrpc::Result<Empty>| {
-        refused(result, Code::UNIMPLEMENTED).with_context(|| method.to_owned())
-    };
-    refuse("Pause", server.call("Pause", &PauseRequest { id: id(), ..Default::default() }))?;
-    refuse("Resume", server.call("Resume", &ResumeRequest { id: id(), ..Default::default() }))?;
-    refuse("Checkpoint", server.call("Checkpoint", &CheckpointTaskRequest { id: id(), ..Default::default() }))?;
-    refuse("Update", server.call("Update", &UpdateTaskRequest { id: id(), ..Default::default() }))?;
-    refuse("Stats", server.call("Stats", &StatsRequest { id: id(), ..Default::default() }))?;
-    refuse("ResizePty", server.call("ResizePty", &ResizePtyRequest { id: id(), ..Default::default() }))?;
-    let exec = ExecProcessRequest { id: id(), exec_id: "other".to_owned(), ..Default::default() };
-    refuse("Exec", server.call("Exec", &exec))?;
-    end(&server)?;
     direct.remove()
 }
 
@@ -322,16 +300,7 @@ fn answers(test: &Test) -> Result<()> {
 fn bootstrap(test: &Test) -> Result<()> {
     let direct = test.direct()?.config(&test.spec(&["exit", "9"])?)?;
     let folder = test.containerd.fresh_path("s");
-    let address = test.containerd.address();
-    let parameters = BootstrapParams {
-        instance_id: test.id.clone(),
-        namespace: NAMESPACE.to_owned(),
-        containerd_version: "2.3.4".to_owned(),
-        containerd_ttrpc_address: format!("{}.ttrpc", address.display()),
-        containerd_grpc_address: address.display().to_string(),
-        socket_dir: Some(folder.display().to_string()),
-        ..Default::default()
-    };
+    let parameters = BootstrapParams { socket_dir: Some(folder.display().to_string()), ..direct.bootstrap() };
     let mut command = direct.command("start");
     // Such a containerd sets neither.
     command.env_remove("TTRPC_ADDRESS").env_remove("GRPC_ADDRESS");

@@ -1,9 +1,12 @@
 //! A test as the themes write it down, and what it is given when it runs.
 use super::direct::Direct;
+use super::isolated::LINES;
 use super::run::Run;
 use super::spec::Spec;
+use super::task::Task;
 use super::{Containerd, Runtime, leaks};
 use anyhow::{Context, Result, anyhow};
+use containerd_shim_protos::api::CreateTaskRequest;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::RwLock;
 
@@ -66,13 +69,18 @@ pub struct Case {
     pub hybrid_only: bool,
     /// Whether nothing else may run meanwhile.
     pub exclusive: bool,
+    /// Whether it runs only when it is asked for (`--ignored`).
+    pub ignored: bool,
+    /// Whether it means something on the newest release line.
+    pub on_newest: bool,
     body: Body,
 }
 
 impl Case {
     /// A test of Linux containers that runc passes as well.
     pub const fn new(name: &'static str, body: Body) -> Case {
-        Case { name, kinds: &[Kind::Linux], hybrid_only: false, exclusive: false, body }
+        let kinds = &[Kind::Linux];
+        Case { name, kinds, hybrid_only: false, exclusive: false, ignored: false, on_newest: true, body }
     }
 
     /// The test runs once for each of `kinds`.
@@ -96,9 +104,22 @@ impl Case {
         self
     }
 
-    /// Whether the test means something for this kind under this runtime.
-    pub fn runs(&self, kind: Kind, runtime: Runtime) -> bool {
-        runtime == Runtime::Hybrid || (kind == Kind::Linux && !self.hybrid_only)
+    /// It takes long, and runs only when it is asked for.
+    pub const fn ignored(mut self) -> Case {
+        self.ignored = true;
+        self
+    }
+
+    /// It is about what changes with the newest release line.
+    pub const fn before_newest(mut self) -> Case {
+        self.on_newest = false;
+        self
+    }
+
+    /// Whether the test means something for this kind under this runtime on this release line.
+    pub fn runs(&self, kind: Kind, runtime: Runtime, line: &str) -> bool {
+        let newest = LINES.last() == Some(&line);
+        (self.on_newest || !newest) && (runtime == Runtime::Hybrid || (kind == Kind::Linux && !self.hybrid_only))
     }
 
     /// Runs the test and looks for what it left behind.
@@ -157,9 +178,31 @@ impl<'a> Test<'a> {
         Spec::default(self.containerd, self.kind, &self.id, arguments)
     }
 
+    /// The kinds that the runtime under test knows.
+    pub fn known_kinds(&self) -> &'static [Kind] {
+        if self.runtime() == Runtime::Hybrid { Kind::ALL } else { &[Kind::Linux] }
+    }
+
     /// A bundle for the shim to be called on without containerd in between.
     pub fn direct(&self) -> Result<Direct<'a>> {
         Direct::new(self.containerd, self.runtime(), &self.id)
+    }
+
+    /// A running task with the probe as init, by direct calls.
+    pub fn task(&self, arguments: &[&str]) -> Result<Task<'a>> {
+        self.task_of(self.spec(arguments)?)
+    }
+
+    /// The same from a spec.
+    pub fn task_of(&self, spec: Spec<'a>) -> Result<Task<'a>> {
+        let task = self.created(spec, |_| ())?;
+        task.start().context("Start")?;
+        Ok(task)
+    }
+
+    /// A task that was created and not started, with the request changed at will.
+    pub fn created(&self, spec: Spec<'a>, change: impl FnOnce(&mut CreateTaskRequest)) -> Result<Task<'a>> {
+        Task::create(self.containerd, self.kind, self.direct()?, spec, change)
     }
 
     pub fn ctr<const N: usize>(&self, arguments: [&str; N]) -> super::containerd::Ctr {

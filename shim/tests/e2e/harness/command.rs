@@ -1,12 +1,12 @@
 //! Runs a program with its output captured, so that a test can wait for what it prints.
 use super::PATIENCE;
+use super::stream::{Stream, end_of};
 use anyhow::{Context, Result, bail, ensure};
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::mpsc;
 use std::thread;
-use std::time::Instant;
 
 /// What a program printed and how it ended.
 pub struct Output {
@@ -18,6 +18,11 @@ pub struct Output {
 }
 
 impl Output {
+    /// Of something that is no program of the test's own.
+    pub fn new(what: String, code: i32, stdout: String, stderr: String) -> Output {
+        Output { what, code, stdout, stderr }
+    }
+
     /// Itself, when the exit code is `code`.
     pub fn exits(self, code: i32) -> Result<Output> {
         ensure!(self.code == code, "exit code {} instead of {code} of {self}", self.code);
@@ -43,56 +48,6 @@ impl fmt::Display for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (stdout, stderr) = (end_of(&self.stdout), end_of(&self.stderr));
         write!(f, "{} -> {}\n--- stdout\n{stdout}--- stderr\n{stderr}", self.what, self.code)
-    }
-}
-
-/// The last part of a text, as much as a reader wants to see.
-fn end_of(text: &str) -> &str {
-    let start = text.len().saturating_sub(4000);
-    let start = (start..text.len()).find(|index| text.is_char_boundary(*index)).unwrap_or(0);
-    &text[start..]
-}
-
-#[derive(Default)]
-struct Captured {
-    bytes: Vec<u8>,
-    ended: bool,
-}
-
-/// A stream of the program, filled by a thread.
-#[derive(Clone, Default)]
-struct Stream(Arc<(Mutex<Captured>, Condvar)>);
-
-impl Stream {
-    fn read_from(mut source: impl Read + Send + 'static) -> Stream {
-        let stream = Stream::default();
-        let filled = stream.clone();
-        thread::spawn(move || {
-            let mut buffer = [0; 16384];
-            loop {
-                // An error of a pipe's read end means the same as its end: nothing more will come.
-                let n = source.read(&mut buffer).unwrap_or(0);
-                let (captured, changed) = &*filled.0;
-                let mut captured = captured.lock().expect("no reader panics");
-                captured.bytes.extend_from_slice(&buffer[..n]);
-                captured.ended = n == 0;
-                changed.notify_all();
-                if n == 0 {
-                    return;
-                }
-            }
-        });
-        stream
-    }
-
-    /// Waits until `done` says so, the stream ends, or patience does; returns the text and whether `done` did.
-    fn wait(&self, done: impl Fn(&Captured) -> bool) -> (String, bool) {
-        let (captured, changed) = &*self.0;
-        let guard = captured.lock().expect("no reader panics");
-        let (guard, _) = changed
-            .wait_timeout_while(guard, PATIENCE, |captured| !done(captured) && !captured.ended)
-            .expect("no reader panics");
-        (String::from_utf8_lossy(&guard.bytes).into_owned(), done(&guard))
     }
 }
 
@@ -151,28 +106,26 @@ impl Running {
 
     /// Waits until the program has printed `text` on stdout.
     pub fn wait_for(&self, text: &str) -> Result<()> {
-        let (stdout, found) = self.stdout.wait(|captured| contains(&captured.bytes, text.as_bytes()));
-        if !found {
-            let (stderr, _) = self.stderr.wait(|_| true);
-            bail!("{} did not print {text:?}\n--- stdout\n{stdout}--- stderr\n{stderr}", self.what);
-        }
-        Ok(())
+        self.stdout.wait_for(text).with_context(|| format!("{}\n--- stderr\n{}", self.what, self.stderr.text()))
     }
 
     /// Waits until stdout has ended, while stdin stays open.
     pub fn ended(&mut self) -> Result<()> {
-        let (stdout, ended) = self.stdout.wait(|captured| captured.ended);
-        ensure!(ended, "{} did not end\n--- stdout\n{stdout}", self.what);
-        Ok(())
+        self.stdout.to_end().map(drop).with_context(|| self.what.clone())
+    }
+
+    /// Ends the program with SIGKILL, and waits for its end.
+    pub fn kill(self) -> Result<()> {
+        let pid = rustix::process::Pid::from_raw(self.pid as i32).context("a pid is positive")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).with_context(|| self.what.clone())?;
+        self.ended.recv_timeout(PATIENCE).with_context(|| self.what.clone())?.map(drop).context("waiting for it")
     }
 
     /// Ends stdin and waits for the program to end by itself.
     pub fn finish(mut self) -> Result<Output> {
         self.close_stdin();
-        let deadline = Instant::now() + PATIENCE;
         let Ok(status) = self.ended.recv_timeout(PATIENCE) else {
-            let (stdout, _) = self.stdout.wait(|_| true);
-            let (stderr, _) = self.stderr.wait(|_| true);
+            let (stdout, stderr) = (self.stdout.text(), self.stderr.text());
             if let Some(pid) = rustix::process::Pid::from_raw(self.pid as i32) {
                 // Not reaped yet, so the pid is still its own; gone in between is as good.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -181,8 +134,9 @@ impl Running {
         };
         let status = status.with_context(|| format!("waiting for {}", self.what))?;
         // A stream can outlive the program when something it started still holds it: that is a fault worth seeing.
-        let ((stdout, _), (stderr, _)) = (self.stdout.wait(|c| c.ended), self.stderr.wait(|c| c.ended));
-        ensure!(Instant::now() < deadline, "the output of {} stayed open", self.what);
+        let ended = self.stdout.to_end().and_then(|_| self.stderr.to_end());
+        ended.with_context(|| format!("the output of {} stayed open", self.what))?;
+        let (stdout, stderr) = (self.stdout.text(), self.stderr.text());
         let code = status.code().with_context(|| format!("{} ended by {status}: {stderr}", self.what))?;
         Ok(Output { what: self.what, code, stdout, stderr })
     }
@@ -202,10 +156,5 @@ pub fn raw_output(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     let stdout = running.stdout.clone();
     let output = running.finish()?.exits(0)?;
     ensure!(output.stderr.is_empty(), "{output}");
-    let captured = stdout.0.0.lock().expect("no reader panics");
-    Ok(captured.bytes.clone())
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
+    Ok(stdout.bytes())
 }

@@ -1,15 +1,15 @@
 //! A private containerd of one release line, with the test images in it.
 use super::command::{Output, output};
 use super::events::Events;
-use super::{NAMESPACE, PATIENCE};
-use anyhow::{Context, Result, bail, ensure};
+use super::{Kind, NAMESPACE, PATIENCE};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 /// The runtime under test. runc's shim is there to test the tests, and to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,7 @@ pub struct Containerd {
     daemon: Mutex<Child>,
     log: PathBuf,
     names: AtomicU64,
+    logger: OnceLock<Result<PathBuf, String>>,
 }
 
 impl Containerd {
@@ -60,61 +61,66 @@ impl Containerd {
         images: &[test_images::Image],
         log: PathBuf,
     ) -> Result<Containerd> {
-        let folder = Path::new("/run/hybrid").join(line);
-        let config = folder.join("config.toml");
-        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        fs::write(&config, configuration(&folder)).context("writing containerd's configuration")?;
-
-        // containerd looks for the runtime's binary in its PATH, and runc's shim for runc.
-        let path = format!(
-            "{}:{}:{}",
-            hybrid_binary().parent().context("the shim lies in a folder")?.display(),
-            programs.display(),
-            std::env::var("PATH").unwrap_or_default()
-        );
-        let notify = folder.join("notify");
-        let ready = UnixDatagram::bind(&notify).context("binding the notification socket")?;
-        let output_to = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-        let mut daemon = Command::new(programs.join("containerd"))
-            .args(["--log-level", "debug", "--config"])
-            .arg(&config)
-            .env("PATH", path)
-            .env("HYBRID_WASM_CACHE", folder.join("wasm-cache"))
-            .env("NOTIFY_SOCKET", &notify)
-            .stdin(Stdio::null())
-            .stdout(output_to.try_clone().context("sharing the log")?)
-            .stderr(output_to)
-            .spawn()
-            .with_context(|| format!("starting containerd {line}"))?;
-        if let Err(error) = await_ready(&ready) {
-            daemon.kill().and_then(|()| daemon.wait()).context("ending a containerd that does not start")?;
-            return Err(error.context(format!("containerd {line} did not start, see {}", log.display())));
-        }
-
-        let ctr = programs.join("ctr");
-        let probe_number = AtomicU64::new(0);
-        let events = Events::open(ctr_command(&ctr, &folder), || {
-            let label = format!("probe={}", probe_number.fetch_add(1, Ordering::Relaxed));
-            let mut command = ctr_command(&ctr, &folder);
-            output(command.args(["namespaces", "label", NAMESPACE, &label]), b"")?.exits(0).map(drop)
-        });
-        // The namespace has to exist before it is given a label.
-        let containerd = Containerd {
-            line: line.to_owned(),
-            runtime,
-            events: events?,
-            folder,
-            programs: programs.to_owned(),
-            daemon: Mutex::new(daemon),
-            log,
-            names: AtomicU64::new(0),
-        };
+        let containerd = Containerd::boot(line, programs, runtime, Path::new("/run/hybrid").join(line), log)?;
         for image in images {
             let archive = image.save(&containerd.folder)?;
             containerd.ctr(["image", "import"]).arg(archive).done()?;
             image.unpack(&containerd.rootfs(image.name()))?;
         }
         Ok(containerd)
+    }
+
+    /// Starts another of the same release line in a folder of its own, for a test that restarts it. It has the images
+    /// of the probe.
+    pub fn another(&self, name: &str) -> Result<Containerd> {
+        let folder = self.folder.with_file_name(name);
+        let log = self.log.with_file_name(format!("containerd-{name}.log"));
+        let containerd = Containerd::boot(&self.line, &self.programs, self.runtime, folder, log)?;
+        for kind in Kind::ALL {
+            let archive = self.folder.join(format!("{}.tar", kind.image_name()));
+            containerd.ctr(["image", "import"]).arg(archive).done()?;
+        }
+        Ok(containerd)
+    }
+
+    /// Ends it with a signal and waits for its end. Nothing can be asked of it until it is [`again`](Containerd::again).
+    pub fn halt(&mut self, signal: Signal) -> Result<()> {
+        self.events.close()?;
+        let daemon = self.daemon.get_mut().expect("no holder panics");
+        let pid = Pid::from_raw(daemon.id() as i32).context("a pid is positive")?;
+        kill_process(pid, signal).context("ending containerd")?;
+        daemon.wait().context("waiting for containerd's end").map(drop)
+    }
+
+    /// Starts it again on what it left, with the programs in this folder.
+    pub fn again(&mut self, programs: &Path) -> Result<()> {
+        self.programs = programs.to_owned();
+        *self.daemon.get_mut().expect("no holder panics") = launch(programs, &self.folder, &self.log)?;
+        self.events = open_events(programs, &self.folder)?;
+        Ok(())
+    }
+
+    fn boot(line: &str, programs: &Path, runtime: Runtime, folder: PathBuf, log: PathBuf) -> Result<Containerd> {
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        fs::write(folder.join("config.toml"), configuration(&folder)).context("writing containerd's configuration")?;
+        File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let daemon = launch(programs, &folder, &log)?;
+        Ok(Containerd {
+            line: line.to_owned(),
+            runtime,
+            events: open_events(programs, &folder)?,
+            folder,
+            programs: programs.to_owned(),
+            daemon: Mutex::new(daemon),
+            log,
+            names: AtomicU64::new(0),
+            logger: OnceLock::new(),
+        })
+    }
+
+    /// The folder with its programs.
+    pub fn programs(&self) -> &Path {
+        &self.programs
     }
 
     /// `ctr`, speaking to this containerd in the tests' namespace.
@@ -130,6 +136,20 @@ impl Containerd {
             Runtime::Hybrid => hybrid_binary(),
             Runtime::Runc => self.programs.join("containerd-shim-runc-v2"),
         }
+    }
+
+    /// The log driver of the test images, as a program on the host.
+    pub fn logger(&self) -> Result<&Path> {
+        let build = || {
+            let (path, bytes) = (self.folder.join("logger"), self.folder.join("logger.bytes"));
+            fs::write(&bytes, test_images::logger()?).context("writing the logger")?;
+            // Not by us: a program under way to its execve would hold our descriptor, and the file be busy (execve(2)).
+            let mut install = Command::new("install");
+            output(install.args(["-m", "0755"]).arg(&bytes).arg(&path), b"")?.exits(0)?;
+            Ok::<_, anyhow::Error>(path)
+        };
+        let built = self.logger.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+        built.as_deref().map_err(|error| anyhow!("{error}"))
     }
 
     /// Where hybrid keeps precompiled code.
@@ -177,7 +197,7 @@ impl Containerd {
     }
 
     /// Stops containerd in order.
-    pub fn stop(self) -> Result<()> {
+    pub fn stop(mut self) -> Result<()> {
         let containers = self.ctr(["containers", "list", "-q"]).done()?.stdout;
         self.events.close()?;
         let pid = self.daemon.lock().expect("no holder panics").id();
@@ -217,6 +237,50 @@ impl Ctr {
     }
 }
 
+/// Starts the daemon on what lies in its folder, and waits until it answers.
+fn launch(programs: &Path, folder: &Path, log: &Path) -> Result<Child> {
+    // containerd looks for the runtime's binary in its PATH, and runc's shim for runc.
+    let path = format!(
+        "{}:{}:{}",
+        hybrid_binary().parent().context("the shim lies in a folder")?.display(),
+        programs.display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let notify = folder.join("notify");
+    if notify.exists() {
+        fs::remove_file(&notify).context("removing the notification socket of the last start")?;
+    }
+    let ready = UnixDatagram::bind(&notify).context("binding the notification socket")?;
+    let output = OpenOptions::new().append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+    let mut daemon = Command::new(programs.join("containerd"))
+        .args(["--log-level", "debug", "--config"])
+        .arg(folder.join("config.toml"))
+        .env("PATH", path)
+        .env("HYBRID_WASM_CACHE", folder.join("wasm-cache"))
+        .env("NOTIFY_SOCKET", &notify)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().context("sharing the log")?)
+        .stderr(output)
+        .spawn()
+        .with_context(|| format!("starting {}/containerd", programs.display()))?;
+    if let Err(error) = await_ready(&ready) {
+        daemon.kill().and_then(|()| daemon.wait()).context("ending a containerd that does not start")?;
+        return Err(error.context(format!("{}/containerd did not start, see {}", programs.display(), log.display())));
+    }
+    Ok(daemon)
+}
+
+/// The namespace of the tests is made by the first label it is given.
+fn open_events(programs: &Path, folder: &Path) -> Result<Events> {
+    let ctr = programs.join("ctr");
+    let number = AtomicU64::new(0);
+    Events::open(ctr_command(&ctr, folder), || {
+        let label = format!("probe={}", number.fetch_add(1, Ordering::Relaxed));
+        let mut command = ctr_command(&ctr, folder);
+        output(command.args(["namespaces", "label", NAMESPACE, &label]), b"")?.exits(0).map(drop)
+    })
+}
+
 fn ctr_command(ctr: &Path, folder: &Path) -> Command {
     let mut command = Command::new(ctr);
     command
@@ -253,8 +317,8 @@ address = "{folder}/containerd.sock"
     )
 }
 
-/// Waits for the READY=1 that containerd sends as a service of systemd does (sd_notify(3)).
-fn await_ready(socket: &UnixDatagram) -> Result<()> {
+/// Waits for the READY=1 that containerd and dockerd send as services of systemd do (sd_notify(3)).
+pub fn await_ready(socket: &UnixDatagram) -> Result<()> {
     socket.set_read_timeout(Some(PATIENCE)).context("setting the time limit")?;
     let mut message = [0; 4096];
     loop {

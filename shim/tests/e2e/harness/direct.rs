@@ -7,11 +7,13 @@ use containerd_shim_protos::api::{
     CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, KillRequest, ShutdownRequest,
     StartRequest, StartResponse, StateRequest, StateResponse, WaitRequest, WaitResponse,
 };
+use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use protobuf::Message;
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use ttrpc::Code;
 
 /// A bundle made by the test.
@@ -70,7 +72,12 @@ impl<'a> Direct<'a> {
 
     /// Runs `start` as containerd 1.6 does and connects to the address it prints.
     pub fn start(&self) -> Result<Server<'a>> {
-        let output = self.start_with(|_| (), b"")?.exits(0)?;
+        self.started_with(|_| ())
+    }
+
+    /// The same with the command changed at will.
+    pub fn started_with(&self, change: impl FnOnce(&mut Command)) -> Result<Server<'a>> {
+        let output = self.start_with(change, b"")?.exits(0)?;
         let address = output.stdout.trim();
         // runc's shim of containerd 2 answers in JSON whoever asks.
         let (address, version) = match serde_json::from_str::<Value>(address) {
@@ -81,7 +88,25 @@ impl<'a> Direct<'a> {
             Err(_) => (address.to_owned(), 2),
         };
         let version = if self.runtime == Runtime::Hybrid { 2 } else { version };
-        Server::connect(self.containerd, &self.id, &self.bundle, &address, version)
+        self.connect(&address, version)
+    }
+
+    /// Connects to the shim of this bundle.
+    pub fn connect(&self, address: &str, version: i64) -> Result<Server<'a>> {
+        Server::connect(self.containerd, &self.id, &self.bundle, address, version)
+    }
+
+    /// What containerd 2.3 and later write to the stdin of `start`, without extensions.
+    pub fn bootstrap(&self) -> BootstrapParams {
+        let address = self.containerd.address();
+        BootstrapParams {
+            instance_id: self.id.clone(),
+            namespace: NAMESPACE.to_owned(),
+            containerd_version: "2.3.4".to_owned(),
+            containerd_ttrpc_address: format!("{}.ttrpc", address.display()),
+            containerd_grpc_address: address.display().to_string(),
+            ..Default::default()
+        }
     }
 
     /// Runs `start` with the command changed at will and `input` on stdin.
@@ -109,7 +134,7 @@ impl<'a> Direct<'a> {
 /// A connection to a shim's server.
 pub struct Server<'a> {
     containerd: &'a Containerd,
-    id: String,
+    pub id: String,
     bundle: PathBuf,
     pub address: String,
     service: String,
@@ -141,6 +166,23 @@ impl<'a> Server<'a> {
         Server::connect(self.containerd, &self.id, &self.bundle, &self.address, version)
     }
 
+    /// The bundle's folder.
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
+    }
+
+    /// The same connection, for the task of another bundle.
+    pub fn of(&self, direct: &Direct) -> Server<'a> {
+        Server {
+            containerd: self.containerd,
+            id: direct.id.clone(),
+            bundle: direct.bundle.clone(),
+            address: self.address.clone(),
+            service: self.service.clone(),
+            client: self.client.clone(),
+        }
+    }
+
     /// The path of the socket the shim listens on.
     pub fn socket(&self) -> &Path {
         Path::new(self.address.trim_start_matches("unix://"))
@@ -157,7 +199,17 @@ impl<'a> Server<'a> {
         method: &str,
         request: &Request,
     ) -> ttrpc::Result<Response> {
-        let ctx = ttrpc::context::with_duration(PATIENCE);
+        self.call_within(PATIENCE, method, request)
+    }
+
+    /// The same with another time limit.
+    pub fn call_within<Request: Message, Response: Message>(
+        &self,
+        limit: Duration,
+        method: &str,
+        request: &Request,
+    ) -> ttrpc::Result<Response> {
+        let ctx = ttrpc::context::with_duration(limit);
         let mut response = Response::new();
         ttrpc::client_request!(self, ctx, request, self.service, method, response);
         Ok(response)

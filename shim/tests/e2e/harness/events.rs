@@ -53,11 +53,23 @@ impl Events {
         bail!("ctr events shows no event")
     }
 
-    /// Waits until the container's event of this topic has been published, and returns it.
+    /// Waits until the container's event of this topic has been published, and returns it. Of exits it is init's.
     pub fn wait_for(&self, container: &str, topic: &str) -> Result<Event> {
-        let found =
-            |log: &[Event]| log.iter().find(|event| event.topic == topic && event.container() == container).cloned();
+        let own = |event: &&Event| {
+            let id = event.fields["id"].as_str().unwrap_or_default();
+            event.topic == topic && event.container() == container && (id.is_empty() || id == container)
+        };
+        let found = |log: &[Event]| log.iter().find(own).cloned();
         self.wait(PATIENCE, found).with_context(|| format!("no event {topic} of {container}: {:?}", self.of(container)))
+    }
+
+    /// Waits until the container's events, oldest first, are as `done` wants them.
+    pub fn wait_until(&self, container: &str, done: impl Fn(&[Event]) -> bool) -> Result<()> {
+        let found = |log: &[Event]| {
+            let own: Vec<Event> = log.iter().filter(|event| event.container() == container).cloned().collect();
+            done(&own).then_some(())
+        };
+        self.wait(PATIENCE, found).with_context(|| format!("not what was awaited: {:?}", self.of(container)))
     }
 
     /// The container's events so far, oldest first.
@@ -80,7 +92,7 @@ impl Events {
     }
 
     /// Ends `ctr events`.
-    pub fn close(mut self) -> Result<()> {
+    pub fn close(&mut self) -> Result<()> {
         self.ctr.kill().and_then(|()| self.ctr.wait()).map(drop).context("ending ctr events")
     }
 }

@@ -1,5 +1,5 @@
-//! Finds containerd and puts the program that asks into namespaces of its own.
-use anyhow::{Context, Result, bail, ensure};
+//! Finds containerd, and Docker Engine for those who want it, and puts the program that asks into namespaces of its own.
+use anyhow::{Context, Error, Result, bail, ensure};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,8 +7,17 @@ use std::process::{Command, Stdio};
 /// The release lines that can be had as packages.
 pub const LINES: [&str; 3] = ["1.6", "1.7", "2.x"];
 
-/// Set for the run inside the namespaces: `line=folder` of each containerd, separated by spaces.
+/// Set for the run inside the namespaces: `name=folder` of all that was found, separated by spaces. A containerd's name
+/// is its line.
 const INSIDE: &str = "HYBRID_E2E_INSIDE";
+
+/// Set there too: the folder of the newest line's programs, for upgrades to it, if it can be had.
+const NEWEST: &str = "HYBRID_E2E_NEWEST";
+
+/// The folder with the programs of the newest release line.
+pub fn newest() -> Result<PathBuf> {
+    std::env::var_os(NEWEST).map(PathBuf::from).context("the newest containerd cannot be had")
+}
 
 /// Returns, inside the namespaces, the release lines and the folders with their programs: those that
 /// `HYBRID_CONTAINERD` names, or the ones of `default` that can be had.
@@ -16,22 +25,43 @@ const INSIDE: &str = "HYBRID_E2E_INSIDE";
 /// Outside it finds them, while the network can be reached, and starts this program again with `scripts/isolated`; then
 /// it does not return.
 pub fn enter(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    if let Ok(found) = std::env::var(INSIDE) {
-        let entries = found.split(' ').filter_map(|entry| entry.split_once('='));
-        return Ok(entries.map(|(line, programs)| (line.to_owned(), PathBuf::from(programs))).collect());
+    match inside() {
+        Some(found) => Ok(found),
+        None => {
+            let newest = script("containerd", &[LINES[LINES.len() - 1]])?;
+            Err(restart(&lines(default)?, newest.as_deref()))
+        }
     }
+}
+
+/// Returns, inside the namespaces, the folders with the programs of Docker Engine and of the containerd its packages ask
+/// for; nothing if they can't be had. Outside it does as [`enter`] does.
+#[allow(dead_code, reason = "only the tests through Docker Engine ask for it")]
+pub fn enter_with_docker() -> Result<Option<[PathBuf; 2]>> {
+    if let Some(found) = inside() {
+        let folders: Vec<PathBuf> = found.into_iter().map(|(_, folder)| folder).collect();
+        return Ok(folders.try_into().ok());
+    }
+    let docker = script("docker", &[])?;
+    let containerd = script("containerd", &["1.7"])?;
+    let found = docker.zip(containerd).map(|folders| [("docker".to_owned(), folders.0), ("1.7".to_owned(), folders.1)]);
+    Err(restart(&found.map_or_else(Vec::new, Vec::from), None))
+}
+
+/// What was found outside, if this is inside.
+fn inside() -> Option<Vec<(String, PathBuf)>> {
+    let found = std::env::var(INSIDE).ok()?;
+    let entries = found.split(' ').filter_map(|entry| entry.split_once('='));
+    Some(entries.map(|(name, programs)| (name.to_owned(), PathBuf::from(programs))).collect())
+}
+
+fn lines(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let wanted = std::env::var("HYBRID_CONTAINERD").unwrap_or_default();
     let named: Vec<&str> = wanted.split([',', ' ']).filter(|line| !line.is_empty() && *line != "all").collect();
-    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
     let mut found = Vec::new();
     for line in if named.is_empty() { default } else { &named } {
-        let output = Command::new(scripts.join("containerd"))
-            .arg(line)
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("looking for containerd {line}"))?;
-        if output.status.success() {
-            found.push(format!("{line}={}", String::from_utf8_lossy(&output.stdout).trim()));
+        if let Some(programs) = script("containerd", &[line])? {
+            found.push(((*line).to_owned(), programs));
         } else if named.contains(line) {
             bail!("containerd {line} cannot be had");
         } else {
@@ -39,8 +69,35 @@ pub fn enter(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
         }
     }
     ensure!(!found.is_empty(), "no containerd can be had");
-    let program = std::env::current_exe().context("finding this program")?;
-    let mut command = Command::new(scripts.join("isolated"));
+    Ok(found)
+}
+
+/// Runs one of the scripts that print the folder of what they provide; nothing if it can't.
+fn script(name: &str, arguments: &[&str]) -> Result<Option<PathBuf>> {
+    let output = Command::new(scripts().join(name))
+        .args(arguments)
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("running scripts/{name}"))?;
+    let folder = String::from_utf8_lossy(&output.stdout);
+    Ok(output.status.success().then(|| PathBuf::from(folder.trim())))
+}
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts")
+}
+
+/// Executes this program inside the namespaces; returns only the reason why it can't.
+fn restart(found: &[(String, PathBuf)], newest: Option<&Path>) -> Error {
+    let found: Vec<String> = found.iter().map(|(name, programs)| format!("{name}={}", programs.display())).collect();
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return Error::new(error).context("finding this program"),
+    };
+    let mut command = Command::new(scripts().join("isolated"));
     command.arg(program).args(std::env::args_os().skip(1)).env(INSIDE, found.join(" "));
-    Err(command.exec()).with_context(|| format!("executing {command:?}"))
+    if let Some(programs) = newest {
+        command.env(NEWEST, programs);
+    }
+    Error::new(command.exec()).context(format!("executing {command:?}"))
 }

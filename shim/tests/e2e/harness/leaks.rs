@@ -9,6 +9,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Fails, naming them, when anything is left of the containers whose ids begin with `id`.
 ///
@@ -138,6 +139,22 @@ impl Process {
         let last = cgroup.lines().filter_map(|line| line.rsplit(':').next()).max_by_key(|path| path.len());
         let text = format!("{pid} ({name}) {cmdline}in cgroup {}", last.unwrap_or_default());
         Some(Process { pid, parent, name: name.to_owned(), text })
+    }
+
+    /// The one process of this name whose command line or cgroup contains `id`.
+    pub fn mentioning(id: &str, name: &str) -> Result<Process> {
+        let found = Process::all()?.into_iter().find(|process| process.mentions(id) && process.name.starts_with(name));
+        found.with_context(|| format!("no {name} with {id}"))
+    }
+
+    /// The processor time the process has used (proc_pid_stat(5): utime and stime, in 1/100 s).
+    pub fn cpu_time(pid: u32) -> Result<Duration> {
+        let path = format!("/proc/{pid}/stat");
+        let stat = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let (_, rest) = stat.rsplit_once(')').context("a name in parentheses")?;
+        let ticks: Vec<u64> = rest.split_whitespace().skip(11).take(2).map_while(|ticks| ticks.parse().ok()).collect();
+        ensure!(ticks.len() == 2, "no times in {stat}");
+        Ok(Duration::from_millis(ticks.iter().sum::<u64>() * 10))
     }
 
     /// Waits for the process to end, if it is a shim: one that was asked to shut down.

@@ -4,10 +4,15 @@ pub mod command;
 pub mod containerd;
 pub mod direct;
 pub mod events;
+pub mod exec;
+pub mod fifos;
 pub mod isolated;
 pub mod leaks;
+pub mod pty;
 pub mod run;
 pub mod spec;
+pub mod stream;
+pub mod task;
 
 pub use case::{Case, Kind, Test};
 pub use containerd::{Containerd, Runtime};

@@ -1,5 +1,6 @@
 //! `ctr run`, put together step by step.
 use super::command::{Output, Running};
+use super::pty::OnTerminal;
 use super::{Containerd, Kind, Runtime};
 use anyhow::Result;
 use std::process::Command;
@@ -97,6 +98,11 @@ impl<'a> Run<'a> {
     /// Starts it and leaves `ctr` attached.
     pub fn spawn(self) -> Result<Running> {
         Running::spawn(&mut self.command())
+    }
+
+    /// Starts it with a terminal of the test's as that of `ctr`.
+    pub fn on_terminal(self) -> Result<OnTerminal> {
+        OnTerminal::spawn(self.command())
     }
 
     /// Starts it in the background; the container and its task stay until they are deleted.

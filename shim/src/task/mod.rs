@@ -6,46 +6,42 @@
 //!             │   failed start, kill, delete          ↑      delete
 //!             └───────────────────────────────────────┘
 //! ```
+//! - Exec'd processes have the same life, see [`exec`]; a running container may be paused, see [`freezer`].
 //! - Each process has one supervisor, which waits for its pidfd and then stops it.
 //! - Whoever changes a state announces it under the same lock (`verbs`), so that no exit is published before its start.
 //! - `State` can be read without that lock: asking for it never waits for a start that takes long.
 //! - The map's lock is held for look-ups only, never across a call to an executor.
 
-use crate::engine::{Container, Engine, Process};
+mod exec;
+mod freezer;
+mod oom;
+mod process;
+mod supervise;
+
+pub use exec::ExecRequest;
+pub use freezer::Freezer;
+pub use process::{State, TaskProcess, stopped};
+
+use crate::engine::{Container, Engine};
 use crate::events::EventPublisher;
+use crate::options::Options;
 use crate::status::timestamp;
-use crate::stdio::{self, Holders, Names, Owner};
+use crate::stdio::{self, Names, Owner};
 use anyhow::{Context, anyhow};
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskStart};
-use executors::{Error, Exit, Kind, Result, RootfsMount};
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskStart};
+use exec::Execs;
+use executors::{Error, Exit, Kind, OomWatch, Result, RootfsMount, Stats};
+use freezer::FreezerState;
 use nix::libc::SIGKILL;
+use oom::Watching;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
-use tokio::time::timeout;
+use supervise::{supervise_init, watch_exit};
 
 /// The file in the bundle with the pid of init, for `delete` after the shim has died.
 pub const INIT_PID_FILE: &str = "init.pid";
-
-/// How long a process may take to end after SIGKILL before the call that waits for it gives up.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The exit status of a process of which it cannot be known; containerd uses the same (errdefs: UnknownExitStatus).
-const UNKNOWN_EXIT_STATUS: u32 = 255;
-
-/// Where a process is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    Created,
-    Running,
-    Stopped(Exit),
-}
 
 /// What a Create request asks for.
 pub struct Creation {
@@ -53,75 +49,22 @@ pub struct Creation {
     pub bundle: PathBuf,
     pub rootfs: Vec<RootfsMount>,
     pub names: Names,
-    pub owner: Option<Owner>,
+    pub options: Options,
     /// The event that announces the task, but for the pid.
     pub event: TaskCreate,
-}
-
-/// One process of a task under supervision.
-pub struct TaskProcess {
-    process: Arc<dyn Process>,
-    pub names: Names,
-    state: watch::Sender<State>,
-    verbs: tokio::sync::Mutex<()>,
-    holders: Mutex<Holders>,
-}
-
-impl TaskProcess {
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
-    pub fn state(&self) -> State {
-        *self.state.borrow()
-    }
-
-    /// Waits until the process has stopped.
-    pub async fn stopped(&self) -> Exit {
-        let mut states = self.state.subscribe();
-        loop {
-            if let State::Stopped(exit) = *states.borrow_and_update() {
-                return exit;
-            }
-            states.changed().await.expect("the sender lives as long as self");
-        }
-    }
-
-    /// Sends a signal, also before the start.
-    ///
-    /// # Errors
-    /// NotFound when the process has ended.
-    pub fn signal(&self, signal: i32) -> Result<()> {
-        match self.state() {
-            State::Stopped(_) => Err(finished()),
-            State::Created | State::Running => self.process.signal(signal),
-        }
-    }
-
-    /// Closes the shim's end of stdin; that there is none is fine.
-    pub fn close_stdin(&self) {
-        lock(&self.holders).close_stdin();
-    }
-
-    /// Kills the process and waits until its exit was announced.
-    async fn end(&self) -> Result<Exit> {
-        if let Err(error) = self.process.signal(SIGKILL)
-            && error.kind() != Kind::NotFound
-        {
-            return Err(error.context("kill init"));
-        }
-        timeout(KILL_TIMEOUT, self.stopped()).await.map_err(|_| {
-            let message = anyhow!("init (pid {}) did not end within {KILL_TIMEOUT:?} of SIGKILL", self.pid());
-            Error::new(Kind::Unavailable, message)
-        })
-    }
 }
 
 /// A container and its processes.
 pub struct Task {
     pub id: String,
     pub bundle: PathBuf,
-    init: Arc<TaskProcess>,
+    pub init: Arc<TaskProcess>,
+    execs: Arc<Execs>,
+    /// Whom the streams of its processes belong to.
+    owner: Option<Owner>,
+    owns_pid_namespace: bool,
+    freezer: FreezerState,
+    oom: Mutex<Option<Watching>>,
     /// `None` once it was deleted. Locked only where blocking is allowed: an executor's call may take milliseconds.
     container: RwLock<Option<Box<dyn Container>>>,
     /// Held by a Delete, so that a second one finds the task gone instead of half gone.
@@ -133,27 +76,67 @@ impl Task {
     ///
     /// # Errors
     /// NotFound.
-    pub fn process(&self, exec_id: &str) -> Result<&Arc<TaskProcess>> {
+    pub fn process(&self, exec_id: &str) -> Result<Arc<TaskProcess>> {
         if exec_id.is_empty() {
-            return Ok(&self.init);
+            return Ok(self.init.clone());
         }
-        Err(Error::new(Kind::NotFound, anyhow!("process {exec_id} does not exist")))
+        let process = self.execs.get(exec_id);
+        process.ok_or_else(|| Error::new(Kind::NotFound, anyhow!("the process {exec_id} does not exist")))
     }
 
-    /// The pids of everything in the container, as the host sees them.
-    pub async fn pids(self: Arc<Self>) -> Result<Vec<u32>> {
-        self.with_container(|container| container.pids()).await.unwrap_or(Ok(Vec::new()))
+    /// Whether a process may be added or started.
+    fn takes_execs(&self) -> Result<()> {
+        match (self.init.state(), self.freezer()) {
+            (State::Stopped(_), _) => Err(precondition("the container's init has ended")),
+            (_, Freezer::Freezing | Freezer::Frozen) => Err(precondition("the container is paused")),
+            _ => Ok(()),
+        }
     }
 
-    /// Sends a signal to everything in the container.
+    /// The pids of everything in the container, as the host sees them, with the ids of exec'd processes.
+    pub async fn pids(self: Arc<Self>) -> Result<Vec<(u32, Option<String>)>> {
+        let pids = self.clone().with_container(|container| container.pids()).await.unwrap_or(Ok(Vec::new()))?;
+        let mut execs = self.execs.pids();
+        Ok(pids.into_iter().map(|pid| (pid, execs.remove(&pid))).collect())
+    }
+
+    /// Changes the container's resources, which are the JSON of the spec's `linux.resources`.
     ///
     /// # Errors
-    /// NotFound when init has ended: then nothing else is left, or about to be killed.
-    pub async fn signal_all(self: Arc<Self>, signal: i32) -> Result<()> {
+    /// FailedPrecondition when the task has ended; nothing has changed then.
+    pub async fn update(self: Arc<Self>, resources: Vec<u8>) -> Result<()> {
         if let State::Stopped(_) = self.init.state() {
-            return Err(finished());
+            return Err(precondition("the task has ended: its resources cannot be updated"));
         }
-        self.with_container(move |container| container.signal_all(signal)).await.unwrap_or_else(|| Err(finished()))
+        self.with_container(move |container| container.update(&resources)).await.unwrap_or_else(|| Err(gone()))
+    }
+
+    /// What the container has used.
+    ///
+    /// # Errors
+    /// NotFound when its cgroup is gone.
+    pub async fn stats(self: Arc<Self>) -> Result<Stats> {
+        self.with_container(|container| container.stats()).await.unwrap_or_else(|| Err(gone()))
+    }
+
+    /// Sends a signal to one process, or with `all` to everything in the container. SIGKILL ends a pause.
+    ///
+    /// # Errors
+    /// NotFound when the process has ended, with `all` when init has: then nothing else is left, or about to be killed.
+    pub async fn kill(self: Arc<Self>, process: Arc<TaskProcess>, signal: i32, all: bool) -> Result<()> {
+        if all && process.exec_id.is_empty() {
+            if let State::Stopped(_) = self.init.state() {
+                return Err(finished());
+            }
+            let sent = self.clone().with_container(move |container| container.signal_all(signal));
+            sent.await.unwrap_or_else(|| Err(finished()))?;
+        } else {
+            process.signal(signal)?;
+        }
+        if signal == SIGKILL && process.exec_id.is_empty() {
+            self.end_freeze().await;
+        }
+        Ok(())
     }
 
     /// Runs a call of the executor where it may block; `None` when the container was deleted.
@@ -173,6 +156,8 @@ impl Task {
 pub struct Tasks {
     engine: Arc<dyn Engine>,
     events: EventPublisher,
+    /// containerd's namespace, which loggers are told.
+    namespace: String,
     map: Mutex<Map>,
 }
 
@@ -185,8 +170,8 @@ struct Map {
 }
 
 impl Tasks {
-    pub fn new(engine: Arc<dyn Engine>, events: EventPublisher) -> Arc<Self> {
-        Arc::new(Self { engine, events, map: Mutex::default() })
+    pub fn new(engine: Arc<dyn Engine>, events: EventPublisher, namespace: &str) -> Arc<Self> {
+        Arc::new(Self { engine, events, namespace: namespace.to_owned(), map: Mutex::default() })
     }
 
     /// The task with this id.
@@ -207,15 +192,20 @@ impl Tasks {
 
     /// Creates a container whose init waits for [`Tasks::start`], and returns init's pid.
     pub async fn create(self: Arc<Self>, creation: Creation) -> Result<u32> {
-        let Creation { id, bundle, rootfs, names, owner, mut event } = creation;
+        let Creation { id, bundle, rootfs, names, options, mut event } = creation;
         let reservation = Reservation::new(&self, &id)?;
-        let (container, holders) = {
-            let (engine, id, bundle, names) = (self.engine.clone(), id.clone(), bundle.clone(), names.clone());
-            blocking(move || create_container(&*engine, &id, &bundle, &rootfs, &names, owner)).await?
+        let owner = options.io_owner;
+        let Created { container, prepared, oom } = {
+            let (engine, bundle, names) = (self.engine.clone(), bundle.clone(), names.clone());
+            let logger = stdio::Identity { id: id.clone(), namespace: self.namespace.clone() };
+            blocking(move || create_container(&*engine, &logger, &bundle, &rootfs, &names, &options)).await?
         };
+        let init = Arc::new(TaskProcess::new("", names, None));
         let process = container.init();
-        let exit = match watch_exit(&*process) {
-            Ok(exit) => exit,
+        let watched = watch_exit(&*process)
+            .and_then(|exit| Ok((exit, prepared.run(process.take_console(), init.state.subscribe())?)));
+        let (exit, (io, console)) = match watched {
+            Ok(watched) => watched,
             Err(error) => {
                 blocking(move || container.delete()).await?;
                 return Err(error);
@@ -224,20 +214,26 @@ impl Tasks {
         let pid = process.pid();
         let choice = container.choice();
         log::info!(id = id.as_str(); "created with the executor {:?}: {}; pid {pid}", choice.executor, choice.reason);
-
-        let init = Arc::new(TaskProcess {
-            process,
-            names,
-            state: watch::Sender::new(State::Created),
-            verbs: tokio::sync::Mutex::default(),
-            holders: Mutex::new(holders),
+        init.made(process, console, io);
+        let task = Arc::new(Task {
+            id,
+            bundle,
+            init,
+            execs: Arc::default(),
+            owner,
+            owns_pid_namespace: container.owns_pid_namespace(),
+            freezer: FreezerState::default(),
+            oom: Mutex::default(),
+            container: RwLock::new(Some(container)),
+            deletion: tokio::sync::Mutex::default(),
         });
-        let container = RwLock::new(Some(container));
-        let task = Arc::new(Task { id, bundle, init, container, deletion: tokio::sync::Mutex::default() });
         reservation.fill(&task);
         event.pid = pid;
         self.events.publish(&event);
-        tokio::spawn(supervise(task, exit, self.events.clone()));
+        if let Some(Err(error)) = oom.map(|watch| task.begin_oom_watch(watch, &self.events)) {
+            log::warn!(id = task.id.as_str(); "{error:#}");
+        }
+        tokio::spawn(supervise_init(task, exit, self.events.clone()));
         Ok(pid)
     }
 
@@ -253,8 +249,7 @@ impl Tasks {
             State::Running => return Err(precondition("init was started before")),
             State::Stopped(_) => return Err(precondition("init has ended")),
         }
-        let process = init.process.clone();
-        if let Err(error) = blocking(move || process.start()).await {
+        if let Err(error) = init.start_program().await {
             // The supervisor needs the lock to announce the exit.
             drop(verbs);
             if let Err(error) = init.end().await {
@@ -284,6 +279,7 @@ impl Tasks {
             State::Created => task.init.end().await?,
             State::Stopped(exit) => exit,
         };
+        task.init.finish_io().await;
         let owner = task.clone();
         blocking(move || {
             let container = owner.container.write().unwrap_or_else(PoisonError::into_inner).take();
@@ -291,7 +287,6 @@ impl Tasks {
         })
         .await
         .map_err(|error| error.context("delete"))?;
-        *lock(&task.init.holders) = Holders::default();
         lock(&self.map).tasks.remove(&task.id);
 
         let pid = task.init.pid();
@@ -341,72 +336,39 @@ impl Drop for Reservation<'_> {
     }
 }
 
+/// What the blocking part of a creation makes.
+struct Created {
+    container: Box<dyn Container>,
+    prepared: stdio::Prepared,
+    oom: Option<OomWatch>,
+}
+
 fn create_container(
     engine: &dyn Engine,
-    id: &str,
+    identity: &stdio::Identity,
     path: &Path,
     rootfs: &[RootfsMount],
     names: &Names,
-    owner: Option<Owner>,
-) -> Result<(Box<dyn Container>, Holders)> {
-    let bundle = engine.open(id, path)?;
-    if bundle.terminal() {
-        let message = anyhow!("config.json sets process.terminal, but the request asks for no terminal");
+    options: &Options,
+) -> Result<Created> {
+    let bundle = engine.open(&identity.id, path)?;
+    if bundle.terminal() != names.terminal {
+        let says = |terminal| if terminal { "a terminal" } else { "no terminal" };
+        let (spec, request) = (says(bundle.terminal()), says(names.terminal));
+        let message = anyhow!("process.terminal of config.json says {spec}, but the request {request}");
         return Err(Error::new(Kind::InvalidArgument, message));
     }
-    let (stdio, holders) = stdio::open(names, owner)?;
-    let container = bundle.create(rootfs, stdio)?;
+    let (stdio, prepared) = stdio::open(names, options.io_owner, stdio::For::Init, identity)?;
+    let container = bundle.create(rootfs, stdio, &options.create)?;
     let file = path.join(INIT_PID_FILE);
     // On an error the container is dropped, and with it everything of it.
     std::fs::write(&file, container.init().pid().to_string()).with_context(|| format!("write {}", file.display()))?;
-    Ok((container, holders))
-}
-
-type ExitFd = AsyncFd<OwnedFd>;
-
-#[expect(deprecated, reason = "its successor is unsafe, for types whose descriptor may change; OwnedFd's never does")]
-fn watch_exit(process: &dyn Process) -> Result<ExitFd> {
-    let fd = process.exit_fd().try_clone_to_owned().context("duplicate the pidfd of init")?;
-    Ok(AsyncFd::with_interest(fd, Interest::READABLE).context("watch the pidfd of init")?)
-}
-
-/// Waits for the end of init and announces it.
-async fn supervise(task: Arc<Task>, exit: ExitFd, events: EventPublisher) {
-    let init = &task.init;
-    let exit = exited(&*init.process, &exit).await.unwrap_or_else(|error| {
-        log::error!(id = task.id.as_str(); "wait for init (pid {}): {error}", init.pid());
-        Exit { code: UNKNOWN_EXIT_STATUS, at: SystemTime::now() }
+    // Without it the container runs all the same.
+    let oom = container.watch_oom().unwrap_or_else(|error| {
+        log::warn!(id = identity.id.as_str(); "watch for processes that run out of memory: {error}");
+        None
     });
-    // In a pid namespace of its own the kernel does this.
-    let killed = task.clone().with_container(|container| {
-        if container.owns_pid_namespace() { Ok(()) } else { container.signal_all(SIGKILL) }
-    });
-    match killed.await {
-        Some(Err(error)) if error.kind() != Kind::NotFound => {
-            log::error!(id = task.id.as_str(); "kill what init left running: {error}");
-        }
-        _ => {}
-    }
-    let _verbs = init.verbs.lock().await;
-    init.state.send_replace(State::Stopped(exit));
-    init.close_stdin();
-    let mut event = TaskExit::new();
-    event.container_id = task.id.clone();
-    event.id = task.id.clone();
-    event.pid = init.pid();
-    event.exit_status = exit.code;
-    event.exited_at = timestamp(exit.at);
-    events.publish(&event);
-}
-
-async fn exited(process: &dyn Process, fd: &ExitFd) -> Result<Exit> {
-    loop {
-        let mut ready = fd.readable().await.context("wait for the pidfd")?;
-        if let Some(exit) = process.reap()? {
-            return Ok(exit);
-        }
-        ready.clear_ready();
-    }
+    Ok(Created { container, prepared, oom })
 }
 
 /// Runs an executor's call on a thread that may block.

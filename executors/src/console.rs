@@ -1,0 +1,84 @@
+//! A process's terminal from the shim's side.
+//!
+//! Source: pty(7), ioctl_tty(2); the kernel's filesystems/devpts.rst; OCI runtime spec, config.md "process.terminal".
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use oci_spec::runtime::Process;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::Kind;
+use crate::error::{OrKind, Result, bail};
+
+/// The kernel's magic number of devpts (statfs(2)).
+const DEVPTS: u64 = 0x1cd1;
+
+/// The master of a pseudoterminal: what is written to it is the process's input, what is read from it the output.
+///
+/// It belongs to the container's own devpts, so that the process finds its terminal's name there. When the last descriptor
+/// of the master is closed, which its dropping does, the terminal is hung up (SIGHUP to the session's leader).
+#[derive(Debug)]
+pub struct Console {
+    master: OwnedFd,
+    /// The process's end, held so that it is open all the time that the process could use it.
+    slave: Mutex<Option<OwnedFd>>,
+}
+
+impl Console {
+    /// A new terminal in the devpts whose root folder is `devpts`, and its other end, for the process.
+    ///
+    /// The folder may be a container's, so nothing about it is believed: the device is the file system's own, and its other
+    /// end is had from it, not by a path.
+    pub(crate) fn open(devpts: BorrowedFd<'_>) -> Result<(Console, OwnedFd)> {
+        let what = || "process.terminal: open a terminal";
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let is_devpts = rustix::fs::fstatfs(devpts).or_kind(Kind::Internal, what)?.f_type as u64 == DEVPTS;
+        if !is_devpts {
+            bail!(InvalidArgument, "process.terminal: /dev/pts of the container is not a devpts file system");
+        }
+        let master = openat2(devpts, c"ptmx", flags, Mode::empty(), resolve).or_kind(Kind::FailedPrecondition, what)?;
+        unlockpt(&master).or_kind(Kind::Internal, what)?;
+        let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = ioctl_tiocgptpeer(&master, peer).or_kind(Kind::Internal, what)?;
+        let held = slave.try_clone().or_kind(Kind::Unavailable, what)?;
+        Ok((Console { master, slave: Mutex::new(Some(held)) }, slave))
+    }
+
+    /// A new terminal in the host's devpts: for a container that has none of its own.
+    pub(crate) fn open_on_host() -> Result<(Console, OwnedFd)> {
+        let devpts = rustix::fs::open("/dev/pts", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .or_kind(Kind::FailedPrecondition, || "process.terminal: open the host's /dev/pts")?;
+        Self::open(devpts.as_fd())
+    }
+
+    /// Sets the window's size, in characters; the foreground process group gets SIGWINCH if that is a change.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.master, size).or_kind(Kind::Internal, || "resize the terminal")
+    }
+
+    /// Closes this shim's own descriptor of the process's end. From then on reading from the master fails with EIO where no
+    /// process has the terminal open any more, after all that was written to it has been read.
+    pub fn release_slave(&self) {
+        *self.slave.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Sets the size that the spec wants (`process.consoleSize`).
+    pub(crate) fn resize_to(&self, process: &Process) -> Result<()> {
+        let Some(size) = process.console_size() else { return Ok(()) };
+        let number = |field: &'static str, number: u64| {
+            u16::try_from(number).or_kind(Kind::InvalidArgument, || format!("process.consoleSize.{field}: {number}"))
+        };
+        self.resize(number("height", size.height())?, number("width", size.width())?)
+    }
+}
+
+impl AsFd for Console {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.master.as_fd()
+    }
+}

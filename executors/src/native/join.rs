@@ -1,0 +1,116 @@
+//! A process that joins a running container → its [`Plan`].
+//!
+//! ```text
+//! cgroup, OOM score, AppArmor (the host's /proc) ─> init's namespaces, by its pidfd ─> keyring ─> stdio, user … as for init
+//! ```
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Process};
+use rustix::thread::ThreadNameSpaceType;
+
+use super::mounts::{cstring, writable_of_the_kernel};
+use super::plan::{self, Payload};
+use super::seccomp::Filter;
+use super::step::{Plan, Step};
+use super::user;
+use crate::bundle::Bundle;
+use crate::cgroup::Cgroup;
+use crate::error::{OrKind, Result};
+use crate::{CreateOptions, Kind};
+
+/// What a container keeps of its spec for processes that join it later.
+pub(crate) struct Joining {
+    /// The session keyring that its processes share, unless the container has none of its own.
+    keyring: Option<String>,
+    /// Every namespace of the spec, whether it was made or joined: init is in it.
+    namespaces: ThreadNameSpaceType,
+    /// The container's seccomp filter, which holds for every process in it.
+    filter: Option<Filter>,
+    /// What holds for a process whose own spec does not say.
+    defaults: Process,
+    /// Where the kernel's own state can be written to, but by a guest.
+    writable_of_the_kernel: Vec<PathBuf>,
+}
+
+impl Joining {
+    pub fn new(bundle: &Bundle, filter: Option<Filter>, options: &CreateOptions) -> Joining {
+        use LinuxNamespaceType as N;
+        use ThreadNameSpaceType as T;
+        let kinds = [
+            (N::Mount, T::MOUNT),
+            (N::Pid, T::PROCESS_ID),
+            (N::Network, T::NETWORK),
+            (N::Ipc, T::INTER_PROCESS_COMMUNICATION),
+            (N::Uts, T::HOST_NAME_AND_NIS_DOMAIN_NAME),
+            (N::Cgroup, T::CONTROL_GROUP),
+        ];
+        let listed = kinds.into_iter().filter(|(kind, _)| bundle.namespace(*kind).is_some());
+        let mut defaults = bundle.process().clone();
+        defaults.set_args(None).set_env(None);
+        Joining {
+            keyring: (!options.no_new_keyring).then(|| bundle.id().to_owned()),
+            namespaces: listed.fold(T::empty(), |all, (_, flag)| all | flag),
+            filter,
+            defaults,
+            writable_of_the_kernel: writable_of_the_kernel(bundle).map(Path::to_owned).collect(),
+        }
+    }
+
+    /// Whether the process must be born in init's pid namespace.
+    pub fn pid_namespace(&self) -> bool {
+        self.namespaces.contains(ThreadNameSpaceType::PROCESS_ID)
+    }
+
+    /// A process's spec with what it doesn't say taken from the container's, as runc does.
+    pub fn complete(&self, spec: &Process) -> Process {
+        let mut process = spec.clone();
+        if process.capabilities().is_none() {
+            process.set_capabilities(self.defaults.capabilities().clone());
+        }
+        if process.rlimits().as_deref().unwrap_or_default().is_empty() {
+            process.set_rlimits(self.defaults.rlimits().clone());
+        }
+        if process.apparmor_profile().as_deref().unwrap_or_default().is_empty() {
+            process.set_apparmor_profile(self.defaults.apparmor_profile().clone());
+        }
+        if process.oom_score_adj().is_none() {
+            process.set_oom_score_adj(self.defaults.oom_score_adj());
+        }
+        process
+    }
+
+    /// Compiles the plan of a process. `init` is the pidfd of the container's init, and `root` the container's root folder;
+    /// `stdio` is the step that sets up its standard streams.
+    pub fn compile(
+        &self,
+        process: &Process,
+        init: BorrowedFd<'_>,
+        cgroup: &Cgroup,
+        root: BorrowedFd<'_>,
+        stdio: Step,
+        payload: Payload,
+    ) -> Result<Plan> {
+        let pidfd = || init.try_clone_to_owned().or_kind(Kind::Unavailable, || "duplicate the pidfd of init");
+        let environment = plan::environment(process, root);
+        let mut steps = Vec::new();
+        plan::enter_cgroup(cgroup, process, &mut steps)?;
+        plan::apparmor(process, &mut steps)?;
+        steps.push(Step::Session);
+        let namespaces = self.namespaces - ThreadNameSpaceType::PROCESS_ID;
+        if !namespaces.is_empty() {
+            steps.push(Step::JoinContainer(pidfd()?, namespaces));
+        }
+        if let Some(id) = &self.keyring {
+            steps.push(plan::keyring(id)?);
+        }
+        if matches!(payload, Payload::Runner { .. }) {
+            let readonly = self.writable_of_the_kernel.iter().map(|path| cstring(path)).collect::<Result<_>>()?;
+            steps.push(Step::GuestRootOfContainer { readonly, init: pidfd()? });
+        }
+        user::rlimits(process, &mut steps);
+        user::compile(process, self.filter.as_ref(), stdio, &mut steps)?;
+        plan::program(process, payload, &environment, self.filter.as_ref(), None, steps)
+    }
+}

@@ -1,0 +1,168 @@
+use super::*;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::Mode;
+use std::io::{Read, Write};
+
+fn fifo(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+    path
+}
+
+fn names(stdin: &str, stdout: &str, stderr: &str) -> Names {
+    Names { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into(), terminal: false }
+}
+
+fn open_for(names: &Names, process: For) -> Result<(Streams, Prepared)> {
+    let identity = Identity { id: "box".into(), namespace: "n".into() };
+    match open(names, None, process, &identity)? {
+        (Stdio::Streams(streams), prepared) => Ok((streams, prepared)),
+        (Stdio::Terminal, _) => panic!("a terminal"),
+    }
+}
+
+fn open_init(names: &Names) -> (Streams, Prepared) {
+    open_for(names, For::Init).unwrap()
+}
+
+fn error(names: &Names) -> Error {
+    open_for(names, For::Init).map(|_| ()).unwrap_err()
+}
+
+#[test]
+fn nothing_named_is_null() {
+    let (stdio, _) = open_init(&Names::default());
+    assert!(stdio.stdin.is_none() && stdio.stdout.is_none() && stdio.stderr.is_none());
+}
+
+#[test]
+fn fifos_open_without_a_partner_and_block() {
+    let dir = tempfile::tempdir().unwrap();
+    let [i, o, e] = ["i", "o", "e"].map(|name| fifo(dir.path(), name).to_str().unwrap().to_owned());
+    let (stdio, _holders) = open_init(&names(&i, &o, &e));
+    for fd in [stdio.stdin.unwrap(), stdio.stdout.unwrap(), stdio.stderr.unwrap()] {
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).unwrap());
+        assert!(!flags.contains(OFlag::O_NONBLOCK));
+    }
+}
+
+#[test]
+fn output_survives_a_reader_and_ends_with_its_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "o");
+    let (stdio, holders) = open_init(&names("", path.to_str().unwrap(), ""));
+    let mut container = File::from(stdio.stdout.unwrap());
+    // No reader yet, then one that goes away, then the next one: the container notices nothing.
+    container.write_all(b"one ").unwrap();
+    drop(File::open(&path).unwrap());
+    container.write_all(b"two").unwrap();
+    let mut reader = File::open(&path).unwrap();
+    drop(container);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "one two");
+    drop(holders);
+}
+
+#[test]
+fn stdin_ends_only_when_it_is_closed_by_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "i");
+    let (stdio, mut holders) = open_init(&names(path.to_str().unwrap(), "", ""));
+    let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+    writer.write_all(b"text").unwrap();
+    drop(writer);
+    let mut container = File::from(stdio.stdin.unwrap());
+    let mut buffer = [0; 8];
+    assert_eq!(container.read(&mut buffer).unwrap(), 4);
+    // Were the shim's end not there, this read would return the end of file now.
+    let reader = std::thread::spawn(move || container.read(&mut buffer).unwrap());
+    let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+    writer.write_all(b"more").unwrap();
+    assert_eq!(reader.join().unwrap(), 4);
+    drop(writer);
+    holders.stdin = None;
+    let mut rest = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&path).unwrap();
+    assert_eq!(rest.read(&mut buffer).unwrap(), 0);
+}
+
+#[test]
+fn a_file_is_made_with_its_folder_shared_and_appended() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a b/log");
+    let uri = format!("file://{}", path.to_str().unwrap().replace(' ', "%20"));
+    for _ in 0..2 {
+        let (stdio, _) = open_init(&names("", &uri, &uri));
+        File::from(stdio.stdout.unwrap()).write_all(b"out ").unwrap();
+        File::from(stdio.stderr.unwrap()).write_all(b"err ").unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "out err out err ");
+}
+
+#[test]
+fn a_path_that_is_no_fifo_is_an_existing_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("plain");
+    std::fs::write(&path, "old ").unwrap();
+    let (stdio, _) = open_init(&names("", path.to_str().unwrap(), ""));
+    File::from(stdio.stdout.unwrap()).write_all(b"new").unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "old new");
+    let missing = error(&names("", "", "/nonexistent/fifo"));
+    assert_eq!(missing.kind(), Kind::InvalidArgument);
+    assert!(missing.to_string().starts_with("stderr: open /nonexistent/fifo"), "{missing}");
+}
+
+#[test]
+fn what_is_wrong_is_refused_by_name() {
+    let logger = error(&names("", "binary:///no/such/logger?id=a", ""));
+    assert_eq!(logger.kind(), Kind::FailedPrecondition);
+    assert!(logger.to_string().contains("stdout: binary:///no/such/logger"), "{logger}");
+    for bad in ["npipe://x", "file://", "binary://"] {
+        assert_eq!(error(&names("", bad, "")).kind(), Kind::InvalidArgument, "{bad}");
+    }
+    for bad in ["file:///a", "binary:///a"] {
+        assert_eq!(error(&names(bad, "", "")).kind(), Kind::InvalidArgument, "{bad}");
+    }
+    assert_eq!(error(&names("", "", "binary:///a")).kind(), Kind::InvalidArgument, "stdout's logger is both's");
+}
+
+#[tokio::test]
+async fn output_of_an_exec_passes_a_pipe_and_ends_when_it_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "o");
+    let (streams, prepared) = open_for(&names("", path.to_str().unwrap(), ""), For::Exec).unwrap();
+    let states = watch::Sender::new(State::Running);
+    let (io, _) = prepared.run(None, states.subscribe()).unwrap();
+    let mut process = File::from(streams.stdout.unwrap());
+    // More than both pipes hold.
+    let writer = tokio::task::spawn_blocking(move || {
+        process.write_all(&[7; 1 << 20]).unwrap();
+        process
+    });
+    let reader = tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        File::open(&path).unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    // A process that lives on: it still has the pipe, and the reader gets to its end all the same.
+    let _left = writer.await.unwrap();
+    io.finish(Duration::from_millis(50)).await;
+    assert_eq!(reader.await.unwrap(), [7; 1 << 20]);
+}
+
+#[tokio::test]
+async fn a_logger_gets_the_output_and_ends_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (script, log) = (dir.path().join("logger"), dir.path().join("log"));
+    std::fs::write(&script, "#!/bin/sh\necho >&5; exec 5>&-; cat <&3 >$2; cat <&4 >>$2; echo $CONTAINER_ID >>$2\n")
+        .unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let uri = format!("binary-v2://{}?to={}", script.display(), log.display());
+    let (streams, prepared) = open_init(&names("", &uri, &uri));
+    let states = watch::Sender::new(State::Running);
+    let (io, _) = prepared.run(None, states.subscribe()).unwrap();
+    File::from(streams.stdout.unwrap()).write_all(b"out ").unwrap();
+    File::from(streams.stderr.unwrap()).write_all(b"err ").unwrap();
+    io.finish(Duration::from_secs(10)).await;
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "out err box\n");
+}

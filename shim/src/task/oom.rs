@@ -1,0 +1,70 @@
+//! Telling containerd that the kernel has killed a process of a container for want of memory.
+
+use super::{Task, lock};
+use crate::events::EventPublisher;
+use anyhow::{Context, Result};
+use containerd_shim_protos::events::task::TaskOOM;
+use executors::{Oom, OomWatch};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+/// When to look again after the kernel has said that memory ran out, which on cgroup v1 it does before it kills.
+const LOOK_AGAIN: [Duration; 3] = [Duration::from_millis(10), Duration::from_millis(100), Duration::from_secs(1)];
+
+/// A watch under way.
+pub(super) struct Watching {
+    watch: Arc<OomWatch>,
+    follower: JoinHandle<()>,
+}
+
+impl Task {
+    /// Watches the container from now on.
+    pub(super) fn begin_oom_watch(&self, watch: OomWatch, events: &EventPublisher) -> Result<()> {
+        let interest = if watch.is_priority() { Interest::PRIORITY } else { Interest::READABLE };
+        let fd = watch.as_fd().try_clone_to_owned().context("duplicate a descriptor")?;
+        #[expect(deprecated, reason = "its successor is unsafe; OwnedFd's descriptor never changes")]
+        let fd = AsyncFd::with_interest(fd, interest).context("watch for processes that run out of memory")?;
+        let watch = Arc::new(watch);
+        let follower = tokio::spawn(follow(self.id.clone(), watch.clone(), fd, interest, events.clone()));
+        *lock(&self.oom) = Some(Watching { watch, follower });
+        Ok(())
+    }
+
+    /// Ends the watch with a last look: to be called before the exit that may be the consequence is announced.
+    pub(super) fn end_oom_watch(&self, events: &EventPublisher) {
+        let Some(Watching { watch, follower }) = lock(&self.oom).take() else { return };
+        follower.abort();
+        look(&self.id, &watch, events);
+    }
+}
+
+async fn follow(id: String, watch: Arc<OomWatch>, fd: AsyncFd<OwnedFd>, interest: Interest, events: EventPublisher) {
+    while let Ok(mut ready) = fd.ready(interest).await {
+        ready.clear_ready();
+        for pause in LOOK_AGAIN {
+            match look(&id, &watch, &events) {
+                Oom::Pending => sleep(pause).await,
+                Oom::Gone => return,
+                Oom::Killed | Oom::Nothing => break,
+            }
+        }
+    }
+}
+
+fn look(id: &str, watch: &OomWatch, events: &EventPublisher) -> Oom {
+    let oom = watch.take().unwrap_or_else(|error| {
+        log::warn!(id = id; "{error}");
+        Oom::Gone
+    });
+    if oom == Oom::Killed {
+        let mut event = TaskOOM::new();
+        event.container_id = id.to_owned();
+        events.publish(&event);
+    }
+    oom
+}
