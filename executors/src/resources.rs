@@ -6,7 +6,7 @@ use crate::Kind;
 use crate::cgroup::oom::OomWatch;
 use crate::cgroup::stats::Stats;
 use crate::container::Container;
-use crate::error::{OrKind, Result};
+use crate::error::{Error, OrKind, Result};
 
 impl Container {
     /// Freezes the container and returns once nothing in it runs any more. Success when it is frozen already.
@@ -35,9 +35,7 @@ impl Container {
     /// the host's version of cgroups lacks, FailedPrecondition for what the host or the present state does not allow
     /// (with `memory.checkBeforeUpdate` also a limit below what is in use), NotFound when the cgroup is gone.
     pub fn update(&self, resources: &[u8]) -> Result<()> {
-        let resources: LinuxResources =
-            serde_json::from_slice(resources).or_kind(Kind::InvalidArgument, || "parse the resources")?;
-        self.cgroup.update(&resources)
+        self.cgroup.update(&parse(resources)?)
     }
 
     /// What the container has used, as its cgroup counts it.
@@ -55,5 +53,36 @@ impl Container {
     /// NotFound when the cgroup is gone.
     pub fn watch_oom(&self) -> Result<Option<OomWatch>> {
         self.cgroup.watch_oom()
+    }
+}
+
+fn parse(resources: &[u8]) -> Result<LinuxResources> {
+    let mut json = serde_json::Deserializer::from_slice(resources);
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let field = e.path().to_string();
+        let field = if field == "." { "linux.resources".to_owned() } else { format!("linux.resources.{field}") };
+        Error::new(Kind::InvalidArgument, e.into_inner()).context(field)
+    })?;
+    json.end().or_kind(Kind::InvalidArgument, || "linux.resources: more than one document")?;
+    Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        assert_eq!(parse(br#"{"pids": {"limit": 5}}"#).unwrap().pids().unwrap().limit(), 5);
+        for (json, start) in [
+            (&br#"{"pids": {"limit": "many"}}"#[..], "linux.resources.pids.limit: "),
+            (br#"{"devices": [{"allow": true}, {"allow": 1}]}"#, "linux.resources.devices[1].allow: "),
+            (b"{} {}", "linux.resources: "),
+            (b"", "linux.resources: "),
+        ] {
+            let error = parse(json).unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidArgument);
+            assert!(error.to_string().starts_with(start), "{error}");
+        }
     }
 }
