@@ -9,7 +9,7 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 use serde::de::DeserializeOwned;
 
 use crate::Kind;
-use crate::error::{OrKind, Result, bail};
+use crate::error::{Error, OrKind, Result, bail};
 
 /// The largest config.json that is read, in bytes. Real ones have some tens of kilobytes.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -30,7 +30,7 @@ impl Bundle {
     pub fn open(id: &str, path: &Path) -> Result<Bundle> {
         let config = path.join("config.json");
         let text = read(&config)?;
-        let spec: Spec = from_json(&text).or_kind(Kind::InvalidArgument, || format!("parse {}", config.display()))?;
+        let spec: Spec = from_json(&text, "").map_err(|e| e.context(format!("parse {}", config.display())))?;
         check(&spec).map_err(|e| e.context(config.display().to_string()))?;
         Ok(Bundle { id: id.to_owned(), path: path.to_owned(), spec })
     }
@@ -92,12 +92,24 @@ pub(crate) fn variable<'a>(process: &'a Process, name: &str) -> Option<&'a str> 
     env.iter().rev().find_map(|entry| entry.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
 }
 
-/// Parses a part of a spec; the error names the field that is wrong.
-pub(crate) fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, serde_path_to_error::Error<serde_json::Error>> {
+/// Parses `part` of a spec, empty for the whole.
+///
+/// # Errors
+/// InvalidArgument, with the name of the field that is wrong.
+pub(crate) fn from_json<T: DeserializeOwned>(text: &[u8], part: &str) -> Result<T> {
     let mut json = serde_json::Deserializer::from_slice(text);
-    let value = serde_path_to_error::deserialize(&mut json)?;
-    json.end().map_err(|error| serde_path_to_error::Error::new(serde_path_to_error::Track::new().path(), error))?;
-    Ok(value)
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let path = e.path().to_string();
+        let field = match (part, path.as_str()) {
+            ("", ".") => "not an object of the spec".to_owned(),
+            ("", path) => path.to_owned(),
+            (part, ".") => part.to_owned(),
+            (part, path) => format!("{part}.{path}"),
+        };
+        Error::new(Kind::InvalidArgument, e.into_inner()).context(field)
+    })?;
+    json.end().or_kind(Kind::InvalidArgument, || format!("{part}: more than one document"))?;
+    Ok(parsed)
 }
 
 fn read(config: &Path) -> Result<Vec<u8>> {
@@ -344,6 +356,24 @@ mod tests {
     fn the_base_is_accepted() {
         check_with("/ociVersion", json!("1.3.0")).unwrap();
         check_with("/ociVersion", json!("1.0.2-dev")).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let parse = |json: &[u8]| from_json::<oci_spec::runtime::LinuxResources>(json, "linux.resources");
+        assert_eq!(parse(br#"{"pids": {"limit": 5}}"#).unwrap().pids().unwrap().limit(), 5);
+        for (json, start) in [
+            (&br#"{"pids": {"limit": "many"}}"#[..], "linux.resources.pids.limit: "),
+            (br#"{"devices": [{"allow": true}, {"allow": 1}]}"#, "linux.resources.devices[1].allow: "),
+            (b"{} {}", "linux.resources: "),
+            (b"", "linux.resources: "),
+        ] {
+            let error = parse(json).unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidArgument);
+            assert!(error.to_string().starts_with(start), "{error}");
+        }
+        let error = from_json::<Spec>(br#"{"ociVersion": "1.0.0", "process": {"cwd": 1}}"#, "").unwrap_err();
+        assert!(error.to_string().starts_with("process.cwd: "), "{error}");
     }
 
     #[test]

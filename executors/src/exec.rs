@@ -31,7 +31,7 @@ impl ExecSpec {
     /// # Errors
     /// InvalidArgument for what is wrong, Unimplemented for what hybrid doesn't do; both with the name of the field.
     pub fn parse(json: &[u8]) -> Result<ExecSpec> {
-        let process: ProcessSpec = from_json(json).or_kind(Kind::InvalidArgument, || "parse the process's spec")?;
+        let process: ProcessSpec = from_json(json, "process")?;
         check_process(&process)?;
         refuse(unsupported_of_process(&process))?;
         Ok(ExecSpec(process))

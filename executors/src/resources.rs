@@ -2,12 +2,11 @@
 
 use oci_spec::runtime::LinuxResources;
 
-use crate::Kind;
 use crate::bundle::from_json;
 use crate::cgroup::oom::OomWatch;
 use crate::cgroup::stats::Stats;
 use crate::container::Container;
-use crate::error::{OrKind, Result};
+use crate::error::Result;
 
 impl Container {
     /// Freezes the container and returns once nothing in it runs any more. Success when it is frozen already.
@@ -36,8 +35,7 @@ impl Container {
     /// the host's version of cgroups lacks, FailedPrecondition for what the host or the present state does not allow
     /// (with `memory.checkBeforeUpdate` also a limit below what is in use), NotFound when the cgroup is gone.
     pub fn update(&self, resources: &[u8]) -> Result<()> {
-        let resources: LinuxResources =
-            from_json(resources).or_kind(Kind::InvalidArgument, || "parse the resources")?;
+        let resources: LinuxResources = from_json(resources, "linux.resources")?;
         self.cgroup.update(&resources)
     }
 

@@ -10,7 +10,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cgroups_rs::fs::Controllers;
 use rustix::event::{EventfdFlags, eventfd};
@@ -28,9 +28,9 @@ use crate::error::{OrKind, Result, bail};
 pub enum Oom {
     /// The kernel has killed something in it.
     Killed,
-    /// It ran out of memory, or one above it did, and nothing of it is counted as killed so far. v1 only: there the kernel
-    /// tells first and kills then. Ask again after some milliseconds, later again, and a last time when init has ended;
-    /// what is out of memory in another cgroup of the pod is never counted here.
+    /// It ran out of memory, or one above it did, and nothing of it has been counted as killed since. v1 only: there the
+    /// kernel tells first and kills then. Ask again after some milliseconds, later again, and a last time when init has
+    /// ended; when another cgroup of the pod had to give, this stays the answer.
     Pending,
     /// Nothing.
     Nothing,
@@ -40,12 +40,16 @@ pub enum Oom {
 
 /// Watches a cgroup for processes that are killed for want of memory. Its descriptor becomes ready when asking
 /// ([`OomWatch::take`]) may have a new answer.
+///
+/// On v2 that is up to a hundred times a second while the cgroup is at its limit and gets on by giving up caches. Nothing is
+/// lost by resting between two waits.
 pub struct OomWatch {
     /// v1's eventfd; on v2 memory.events itself.
     event: OwnedFd,
     /// v1's memory.oom_control.
     control: Option<OwnedFd>,
     kills: AtomicU64,
+    pending: AtomicBool,
 }
 
 impl OomWatch {
@@ -57,16 +61,18 @@ impl OomWatch {
     /// What has happened since it was last called, or since the watch was made. Never blocks; may be called at any time.
     pub fn take(&self) -> Result<Oom> {
         // Before the counter is read: what happens after that wakes the caller again.
-        let signalled = self.control.is_some() && take_event(&self.event)?;
+        if self.control.is_some() && take_event(&self.event)? {
+            self.pending.store(true, Ordering::Relaxed);
+        }
         let kills = match self.read() {
             Err(Errno::NODEV | Errno::NOENT) => return Ok(Oom::Gone),
             kills => kills.or_kind(Kind::Internal, || "read how many processes were killed for want of memory")?,
         };
-        Ok(match self.kills.swap(kills, Ordering::Relaxed) {
-            before if before < kills => Oom::Killed,
-            _ if signalled => Oom::Pending,
-            _ => Oom::Nothing,
-        })
+        if self.kills.swap(kills, Ordering::Relaxed) < kills {
+            self.pending.store(false, Ordering::Relaxed);
+            return Ok(Oom::Killed);
+        }
+        Ok(if self.pending.load(Ordering::Relaxed) { Oom::Pending } else { Oom::Nothing })
     }
 
     /// The counter. Reading it also makes memory.events wait for the next change.
@@ -110,7 +116,7 @@ impl Cgroup {
         } else {
             (event(&folder, &counter).or_kind(Kind::Internal, describe)?, Some(counter))
         };
-        let watch = OomWatch { event, control, kills: AtomicU64::new(0) };
+        let watch = OomWatch { event, control, kills: AtomicU64::new(0), pending: AtomicBool::new(false) };
         let kills = watch.read().or_kind(Kind::Internal, describe)?;
         watch.kills.store(kills, Ordering::Relaxed);
         Ok(Some(watch))

@@ -24,7 +24,7 @@ pub const CASES: &[Case] = &[
     }),
     Case::new("of_an_exec_where_init_has_one_too", |test| {
         let (task, io) = with_terminal(test, &["wait-stdin"], json!({}))?;
-        io.stdout.wait_for("ready")?;
+        io.stdout.wait_for("ready\r\n")?;
         let mut exec = task.exec("one", &["tty"])?.terminal();
         exec.spawn()?;
         exec.io()?.stdout.wait_for("name /dev/pts/1")?;
@@ -82,7 +82,7 @@ pub const CASES: &[Case] = &[
     .all(),
     Case::new("interrupt_is_typed", |test| {
         let (task, mut io) = with_terminal(test, &["on-signal", "2", "44"], json!({}))?;
-        io.stdout.wait_for("ready")?;
+        io.stdout.wait_for("ready\r\n")?;
         io.write(b"\x03")?;
         io.stdout.wait_for("signal 2")?;
         ended(task, 44)
@@ -91,7 +91,7 @@ pub const CASES: &[Case] = &[
         let task = test.task(&["pause"])?;
         let mut exec = task.exec("one", &["spin"])?.terminal();
         exec.spawn()?;
-        exec.io()?.stdout.wait_for("ready")?;
+        exec.io()?.stdout.wait_for("ready\r\n")?;
         exec.io()?.write(b"\x03")?;
         exec.finish()?.exits(130)?;
         task.end()
@@ -111,7 +111,7 @@ pub const CASES: &[Case] = &[
     }),
     Case::new("size", |test| {
         let (task, io) = with_terminal(test, &["sizes", "2"], json!({}))?;
-        io.stdout.wait_for("ready")?;
+        io.stdout.wait_for("ready\r\n")?;
         task.resize(132, 43).context("ResizePty")?;
         io.stdout.wait_for("size 43 132\r\n")?;
         task.resize(90, 30).context("ResizePty")?;
@@ -122,7 +122,7 @@ pub const CASES: &[Case] = &[
         let task = test.task(&["pause"])?;
         let mut exec = task.exec("one", &["sizes", "1"])?.terminal();
         exec.spawn()?;
-        exec.io()?.stdout.wait_for("ready")?;
+        exec.io()?.stdout.wait_for("ready\r\n")?;
         exec.resize(132, 43).context("ResizePty")?;
         exec.io()?.stdout.wait_for("size 43 132\r\n")?;
         exec.wait().context("Wait")?;
@@ -181,14 +181,14 @@ pub const CASES: &[Case] = &[
         let task = test.task(&["pause"])?;
         let mut exec = task.exec("one", &["on-signal", "1", "45"])?.terminal();
         exec.spawn()?;
-        exec.io()?.stdout.wait_for("ready")?;
+        exec.io()?.stdout.wait_for("ready\r\n")?;
         exec.end_stdin()?;
         exec.finish()?.exits(45)?;
         task.end()
     }),
     Case::new("stdin_stays_open_without_its_client", |test| {
         let (task, mut io) = with_terminal(test, &["wait-stdin"], json!({}))?;
-        io.stdout.wait_for("ready")?;
+        io.stdout.wait_for("ready\r\n")?;
         io.write(b"one\n")?;
         io.stdout.wait_for("one\r\none\r\n")?;
         io.close_stdin();
@@ -214,7 +214,7 @@ pub const CASES: &[Case] = &[
     .all(),
     Case::new("killed", |test| {
         let (task, io) = with_terminal(test, &["spin"], json!({}))?;
-        io.stdout.wait_for("ready")?;
+        io.stdout.wait_for("ready\r\n")?;
         task.end()?;
         io.stdout.to_end().map(drop)
     })
@@ -274,7 +274,7 @@ fn complete(text: &str) -> Result<()> {
 /// `ctr run -t` on a terminal of the test's own.
 fn by_ctr(test: &Test) -> Result<()> {
     let mut terminal = test.run(&["wait-stdin"]).flags(&["--tty"]).on_terminal()?;
-    terminal.wait_for("ready")?;
+    terminal.wait_for("ready\r\n")?;
     terminal.write(b"a line\r")?;
     // ctr leaves its own terminal's line ends on (OPOST, termios(3)).
     terminal.wait_for("a line\r\r\na line\r\r\n")?;

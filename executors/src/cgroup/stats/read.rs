@@ -24,7 +24,7 @@ impl Files {
     }
 
     pub fn text(&mut self, file: &str) -> Option<&str> {
-        let file = openat(&self.folder, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let file = self.open_file(file)?;
         self.text.clear();
         loop {
             self.text.reserve(1024);
@@ -39,7 +39,15 @@ impl Files {
 
     /// A file that holds one number; `max` is `u64::MAX`.
     pub fn number(&mut self, file: &str) -> Option<u64> {
-        number(self.text(file)?.trim_end())
+        let file = self.open_file(file)?;
+        // A number comes in one piece: the kernel need not be asked whether there is more.
+        let mut buffer = [0u8; 32];
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buffer)).ok()?;
+        number(std::str::from_utf8(buffer.get(..length)?).ok()?.trim_end())
+    }
+
+    fn open_file(&self, file: &str) -> Option<OwnedFd> {
+        openat(&self.folder, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 
     /// pids.current and pids.max.
