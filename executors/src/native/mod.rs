@@ -12,6 +12,6 @@ mod move_root;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod resolve;
-mod seccomp;
+pub(crate) mod seccomp;
 pub(crate) mod step;
-mod user;
+pub(crate) mod user;

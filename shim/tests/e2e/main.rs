@@ -15,6 +15,7 @@ mod exit;
 mod filesystem;
 mod group;
 mod harness;
+mod info;
 mod isolation;
 mod options;
 mod process;
@@ -43,6 +44,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("events", events::CASES),
     ("group", group::CASES),
     ("options", options::CASES),
+    ("info", info::CASES),
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
