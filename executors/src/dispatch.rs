@@ -68,6 +68,11 @@ const ANNOTATIONS: [(&str, &[(&str, Executor)]); 3] = [
     ("module.wasm.image/variant", &[("compat", Executor::Wasm), ("compat-smart", Executor::Wasm)]),
 ];
 
+/// The annotations that decide.
+pub(crate) fn annotations() -> impl Iterator<Item = &'static str> {
+    ANNOTATIONS.iter().map(|(key, _)| *key).chain([CONTAINER_TYPE])
+}
+
 /// The CRI's annotation for what a container is in its pod.
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 

@@ -23,9 +23,7 @@ use cgroups_rs::fs::{Cgroup as Groups, Controllers, hierarchies};
 use rustix::fs::{Mode, OFlags};
 
 use self::devices::Attached;
-use self::folders::{
-    collect_pids, get_mark, make_folder, mark_of, remove_made_parents, remove_tree, set_mark, write,
-};
+use self::folders::{collect_pids, get_mark, make_folder, mark_of, remove_made_parents, remove_tree, set_mark, write};
 use self::limits::{Missing, Setting};
 use crate::Kind;
 use crate::bundle::Bundle;

@@ -2,6 +2,8 @@
 //!
 //! The words are those of mount(8) and of the OCI runtime spec, config.md "Linux mount options".
 
+use std::collections::BTreeSet;
+
 use crate::sys::MountAttr;
 
 /// What a list of mount options asks for.
@@ -79,6 +81,16 @@ const DEFAULTS: [&str; 7] = ["defaults", "async", "nolazytime", "nomand", "noive
 pub(crate) fn propagation(word: &str) -> Option<(u64, Recursive)> {
     let find = |word: &str| PROPAGATION.iter().find(|(name, _)| *name == word).map(|(_, flag)| *flag);
     find(word).map(|flag| (flag, Recursive::No)).or_else(|| Some((find(word.strip_prefix('r')?)?, Recursive::Yes)))
+}
+
+/// Every word that is understood, sorted; parameters of single file systems are not among them.
+pub(crate) fn known() -> Vec<String> {
+    let attributes = ATTRIBUTES.iter().flat_map(|attribute| [attribute.set, attribute.clear]);
+    let attributes = attributes.chain(ATIME.iter().map(|(word, _)| *word));
+    let trees = attributes.chain(PROPAGATION.iter().map(|(word, _)| *word)).chain(["bind"]);
+    let words = trees.flat_map(|word| [word.to_owned(), format!("r{word}")]);
+    let alone = DEFAULTS.into_iter().chain(SUPERBLOCK_FLAGS).chain(["silent"]);
+    words.chain(alone.map(str::to_owned)).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 impl Options {
@@ -181,6 +193,23 @@ mod tests {
         assert_eq!(options.recursive_attr.set, libc::MOUNT_ATTR_RDONLY);
         assert_eq!(options.propagation, [(libc::MS_SLAVE, Recursive::Yes), (libc::MS_PRIVATE, Recursive::No)]);
         assert!(options.data.is_empty());
+    }
+
+    #[test]
+    fn known_words_are_no_parameters_of_a_file_system() {
+        let known = known();
+        for word in &known {
+            let data = parse(&[word]).data;
+            let flag = SUPERBLOCK_FLAGS.contains(&word.as_str());
+            assert_eq!(data, if flag { vec![Parameter::Flag(word.clone())] } else { vec![] }, "{word}");
+        }
+        for word in ["ro", "rro", "rbind", "rslave", "rnosymfollow", "nostrictatime", "lazytime", "defaults"] {
+            assert!(known.iter().any(|known| known == word), "{word}");
+        }
+        for word in UNSUPPORTED {
+            assert!(!known.iter().any(|known| known == word), "{word}");
+            assert_eq!(Options::parse(&[word.to_owned()]), Err(word.to_owned()));
+        }
     }
 
     #[test]

@@ -209,6 +209,86 @@ fn architecture(architecture: Arch) -> Result<ScmpArch> {
     })
 }
 
+/// What a profile may say, for the features document (OCI runtime spec, features-linux.md "Seccomp"): of the names that the
+/// spec has, those that are compiled.
+pub(crate) fn features() -> serde_json::Value {
+    const ACTIONS: [&str; 9] = [
+        "SCMP_ACT_ALLOW",
+        "SCMP_ACT_ERRNO",
+        "SCMP_ACT_KILL",
+        "SCMP_ACT_KILL_PROCESS",
+        "SCMP_ACT_KILL_THREAD",
+        "SCMP_ACT_LOG",
+        "SCMP_ACT_NOTIFY",
+        "SCMP_ACT_TRACE",
+        "SCMP_ACT_TRAP",
+    ];
+    const OPERATORS: [&str; 7] = [
+        "SCMP_CMP_EQ",
+        "SCMP_CMP_GE",
+        "SCMP_CMP_GT",
+        "SCMP_CMP_LE",
+        "SCMP_CMP_LT",
+        "SCMP_CMP_MASKED_EQ",
+        "SCMP_CMP_NE",
+    ];
+    const ARCHITECTURES: [&str; 24] = [
+        "SCMP_ARCH_AARCH64",
+        "SCMP_ARCH_ARM",
+        "SCMP_ARCH_LOONGARCH64",
+        "SCMP_ARCH_M68K",
+        "SCMP_ARCH_MIPS",
+        "SCMP_ARCH_MIPS64",
+        "SCMP_ARCH_MIPS64N32",
+        "SCMP_ARCH_MIPSEL",
+        "SCMP_ARCH_MIPSEL64",
+        "SCMP_ARCH_MIPSEL64N32",
+        "SCMP_ARCH_PARISC",
+        "SCMP_ARCH_PARISC64",
+        "SCMP_ARCH_PPC",
+        "SCMP_ARCH_PPC64",
+        "SCMP_ARCH_PPC64LE",
+        "SCMP_ARCH_RISCV64",
+        "SCMP_ARCH_S390",
+        "SCMP_ARCH_S390X",
+        "SCMP_ARCH_SH",
+        "SCMP_ARCH_SHEB",
+        "SCMP_ARCH_X32",
+        "SCMP_ARCH_X86",
+        "SCMP_ARCH_X86_64",
+        "SCMP_ARCH_NATIVE",
+    ];
+    const FLAGS: [&str; 4] = [
+        "SECCOMP_FILTER_FLAG_LOG",
+        "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+        "SECCOMP_FILTER_FLAG_TSYNC",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+    ];
+    fn parse<T: serde::de::DeserializeOwned>(name: &str) -> Option<T> {
+        serde_json::from_value(name.into()).ok()
+    }
+    let compiles = |name: &str| {
+        let arg = serde_json::json!({ "index": 0, "value": 1, "op": name });
+        serde_json::from_value(arg).is_ok_and(|arg: LinuxSeccompArg| condition(&arg).is_ok())
+    };
+    let known_actions = ACTIONS.map(|name| (name, parse(name).is_some_and(|known| action(known, None).is_ok())));
+    let operators: Vec<&str> = OPERATORS.into_iter().filter(|name| compiles(name)).collect();
+    let known_architectures =
+        ARCHITECTURES.map(|name| (name, parse(name).is_some_and(|known| architecture(known).is_ok())));
+    let flags: Vec<&str> = FLAGS.into_iter().filter(|name| parse::<LinuxSeccompFilterFlag>(name).is_some()).collect();
+    fn names(known: &[(&'static str, bool)]) -> Vec<&'static str> {
+        known.iter().filter(|(_, known)| *known).map(|(name, _)| *name).collect()
+    }
+    serde_json::json!({
+        "enabled": true,
+        "actions": names(&known_actions),
+        "operators": operators,
+        "archs": names(&known_architectures),
+        "knownFlags": flags,
+        "supportedFlags": flags,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

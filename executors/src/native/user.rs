@@ -92,6 +92,14 @@ impl Capabilities {
     }
 }
 
+/// The names of all capabilities that a spec can give, in the order of their numbers.
+pub(crate) fn capabilities() -> Vec<String> {
+    let names = CapabilitySet::all().iter_names();
+    let names = names.map(|(name, bit)| (format!("CAP_{name}"), bit));
+    let known = |name: &str| serde_json::from_value::<Capability>(name.into()).map(capability_bit);
+    names.filter(|(name, bit)| known(name).is_ok_and(|known| known == *bit)).map(|(name, _)| name).collect()
+}
+
 fn capability_bit(capability: Capability) -> CapabilitySet {
     use Capability as C;
     match capability {

@@ -20,6 +20,7 @@ mod filesystem;
 mod group;
 mod harness;
 mod hostile;
+mod info;
 mod io;
 mod isolation;
 mod lifecycle;
@@ -63,6 +64,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("lifecycle", lifecycle::CASES),
     ("oom", oom::CASES),
     ("options", options::CASES),
+    ("info", info::CASES),
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
