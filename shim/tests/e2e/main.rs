@@ -30,6 +30,7 @@ mod process;
 mod protocol;
 mod restart;
 mod signals;
+mod soak;
 mod stdio;
 mod table;
 mod terminal;
@@ -71,6 +72,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("restart", restart::CASES),
     ("crash", crash::CASES),
     ("churn", churn::CASES),
+    ("soak", soak::CASES),
 ];
 
 fn main() -> Result<ExitCode> {
