@@ -31,6 +31,7 @@ mod process;
 mod protocol;
 mod restart;
 mod signals;
+mod soak;
 mod stdio;
 mod table;
 mod terminal;
@@ -73,6 +74,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("restart", restart::CASES),
     ("crash", crash::CASES),
     ("churn", churn::CASES),
+    ("soak", soak::CASES),
 ];
 
 fn main() -> Result<ExitCode> {
