@@ -34,6 +34,7 @@ mod signals;
 mod stdio;
 mod table;
 mod terminal;
+mod user_namespace;
 mod wasm;
 
 use anyhow::{Context, Result};
@@ -65,6 +66,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("oom", oom::CASES),
     ("options", options::CASES),
     ("info", info::CASES),
+    ("user_namespace", user_namespace::CASES),
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
