@@ -120,6 +120,11 @@ pub(crate) struct Child {
 pub(crate) struct Unfinished(Option<Child>);
 
 impl Unfinished {
+    /// The child's pid, which is its own until it is reaped.
+    pub fn pid(&self) -> Option<u32> {
+        self.0.as_ref().map(|child| child.pid)
+    }
+
     /// The child as it is; nothing is killed any more.
     pub fn finish(mut self) -> Option<Child> {
         self.0.take()

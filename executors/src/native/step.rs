@@ -7,6 +7,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 
 use rustix::process::{Resource, Rlimit};
+use rustix::termios::Winsize;
 use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType};
 
 use super::filesystem::NewFilesystem;
@@ -42,6 +43,12 @@ pub(crate) enum Step {
     OomScore(CString),
     /// A session of its own, so that signals to the shim's terminal don't reach it.
     Session,
+    /// Wait until the parent has mapped the ids of the new user namespace.
+    AwaitMappings,
+    /// Enter a folder of the host, while this process still owns what the host's root does.
+    EnterFolder(CString),
+    /// Become the root of the user namespace, in no other groups: who the files are that it makes.
+    BecomeRoot,
     /// Join the namespace behind the descriptor. The text says which, for errors.
     Join(OwnedFd, &'static str),
     /// Join these namespaces (CLONE_NEW*) of the process behind the pidfd.
@@ -125,11 +132,16 @@ pub(crate) enum Step {
     },
     /// The three standard descriptors are this terminal, which becomes the session's controlling one and the user's own.
     Terminal {
-        slave: OwnedFd,
+        /// None: that of `OpenTerminal`.
+        slave: Option<OwnedFd>,
         uid: u32,
     },
     /// Mount the terminal at /dev/console.
     Console(OwnedFd),
+    /// Open a terminal in the devpts that this process has mounted, send it to the parent, mount it at /dev/console.
+    OpenTerminal {
+        size: Option<Winsize>,
+    },
     Rlimit(Resource, Rlimit),
     /// AppArmor profile for the next execve(2).
     AppArmor(CString),
@@ -176,6 +188,9 @@ impl fmt::Display for Step {
             Step::JoinCgroups(_) => write!(f, "enter the cgroup"),
             Step::OomScore(score) => write!(f, "process.oomScoreAdj: set {}", Text(score)),
             Step::Session => write!(f, "setsid"),
+            Step::AwaitMappings => write!(f, "wait for the mappings of the user namespace"),
+            Step::EnterFolder(path) => write!(f, "root: chdir to {}", Text(path)),
+            Step::BecomeRoot => write!(f, "linux.uidMappings: become the root of the user namespace"),
             Step::Join(_, name) => write!(f, "linux.namespaces: join the {name} namespace"),
             Step::JoinContainer(..) => write!(f, "join the container's namespaces"),
             Step::Unshare(_, name) => write!(f, "linux.namespaces: make a {name} namespace"),
@@ -206,6 +221,7 @@ impl fmt::Display for Step {
             Step::Stdio { .. } => write!(f, "set up stdio"),
             Step::Terminal { .. } => write!(f, "process.terminal: make the terminal the process's own"),
             Step::Console(_) => write!(f, "process.terminal: mount the terminal at /dev/console"),
+            Step::OpenTerminal { .. } => write!(f, "process.terminal: open a terminal in the container's /dev/pts"),
             Step::Rlimit(resource, limit) => write!(
                 f,
                 "process.rlimits: set {} to {} (hard {})",

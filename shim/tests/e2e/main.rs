@@ -35,6 +35,7 @@ mod soak;
 mod stdio;
 mod table;
 mod terminal;
+mod user_namespace;
 mod wasm;
 
 use anyhow::{Context, Result};
@@ -66,6 +67,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("oom", oom::CASES),
     ("options", options::CASES),
     ("info", info::CASES),
+    ("user_namespace", user_namespace::CASES),
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
