@@ -34,6 +34,7 @@ mod signals;
 mod soak;
 mod stdio;
 mod table;
+mod telemetry;
 mod terminal;
 mod user_namespace;
 mod wasm;
@@ -68,6 +69,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("options", options::CASES),
     ("info", info::CASES),
     ("user_namespace", user_namespace::CASES),
+    ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
