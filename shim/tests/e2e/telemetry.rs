@@ -189,8 +189,7 @@ fn spans_of_calls(test: &Test) -> Result<()> {
 fn spans_through_containerd(test: &Test) -> Result<()> {
     let collector = Collector::start()?;
     let name = test.id.rsplit_once('-').map_or(test.id.as_str(), |(name, _)| name);
-    let name = format!("{name}-{}", test.kind.name());
-    let containerd = test.containerd.another_traced(&name, &collector.url())?;
+    let containerd = test.containerd.another_traced(name, &collector.url())?;
     let output = Run::probe(&containerd, test.kind, &test.id, &["hello"]).done()?;
     ensure!(output.stdout.starts_with("hello from"), "{output}");
     let service = format!("containerd-shim-{}", test.id);
@@ -215,7 +214,8 @@ fn levels(direct: &Direct, server: Server, expected: &[&str]) -> Result<()> {
     rpc(server.delete(), "Delete")?;
     end(server)?;
     let log = direct.log()?;
-    for level in ["trace", "debug", "info", "warning", "error"] {
+    // Of these the shim itself has lines in such a life; libraries may have others.
+    for level in ["debug", "info", "warning"] {
         let found = log.lines().any(|line| line.contains(&format!(" level={level} ")));
         let wanted = expected.contains(&level);
         ensure!(found == wanted, "lines of the level {level}: {found}\n{log}");

@@ -1,6 +1,6 @@
 //! A collector of traces: OTLP over HTTP, on the loopback interface.
 use super::PATIENCE;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -89,13 +89,13 @@ fn serve(stream: TcpStream, spans: &Spans) -> Result<()> {
         if reader.read_line(&mut line).context("reading a request")? == 0 {
             return Ok(());
         }
-        anyhow::ensure!(line.starts_with("POST /v1/traces HTTP/1.1"), "asked for {line:?}");
+        ensure!(line.starts_with("POST /v1/traces HTTP/1.1"), "asked for {line:?}");
         loop {
             line.clear();
             reader.read_line(&mut line).context("reading a header")?;
             match line.trim().split_once(':') {
                 Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                    length = Some(value.trim().parse().context("the length of a request")?);
+                    length = Some(value.trim().parse::<usize>().context("the length of a request")?);
                 }
                 Some(_) => {}
                 None => break,
