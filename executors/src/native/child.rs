@@ -23,6 +23,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::process::DumpableBehavior;
 use rustix::termios::{Winsize, tcsetwinsize};
 use rustix::thread::ThreadNameSpaceType;
 
@@ -112,14 +113,20 @@ impl<'a> Context<'a> {
             Step::JoinCgroups(files) => files.iter().try_for_each(|tasks| rustix::io::write(tasks, b"0").map(drop)),
             Step::OomScore(score) => write_proc(c"/proc/self/oom_score_adj", score.to_bytes()),
             Step::Session => rustix::process::setsid().map(drop),
-            Step::AwaitMappings => self.await_go(),
+            Step::AwaitMappings => {
+                hide_memory()?;
+                self.await_go()
+            }
             Step::EnterFolder(path) => rustix::process::chdir(path.as_c_str()),
             Step::BecomeRoot => {
                 rustix::thread::set_thread_groups(&[])?;
                 become_user(0, 0)
             }
             Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
-            Step::JoinContainer(init, kinds) => rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds),
+            Step::JoinContainer(init, kinds) => {
+                hide_memory()?;
+                rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds)
+            }
             Step::Unshare(flags, _) => sys::unshare(*flags),
             Step::Keyring(name) => match sys::join_session_keyring(name) {
                 // A kernel without keyrings has nothing to keep apart.
@@ -511,6 +518,12 @@ fn drop_bounding(keep: rustix::thread::CapabilitySet) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Until execve(2) this process has the shim's memory and descriptors, which nobody in the container may get by ptrace(2)
+/// or /proc, though a root with CAP_SYS_PTRACE over the same user namespace (CVE-2016-9962).
+fn hide_memory() -> Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 fn become_user(uid: u32, gid: u32) -> Result<()> {
