@@ -7,9 +7,9 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::child::{self, GO, READY, Report};
+use super::child::{self, GO, HOOKS, READY, Report};
 use super::plan::Namespaces;
-use super::step::{Plan, Program, Step};
+use super::step::{Plan, Step};
 use crate::cgroup::Cgroup;
 use crate::console::Console;
 use crate::error::{Error, OrKind, Result, bail};
@@ -18,17 +18,26 @@ use crate::{Kind, sys};
 
 /// Makes the container's first process and returns when it is ready to execute its program.
 /// On error it is gone again.
+///
+/// `hooks` is called with the process's pid and pidfd while it waits at [`Step::AwaitHooks`], if its plan has that step.
 pub(crate) fn launch(
     plan: Plan,
     namespaces: &Namespaces,
     cgroup: &Cgroup,
     console: Option<Console>,
+    hooks: impl FnOnce(u32, BorrowedFd<'_>) -> Result<()>,
 ) -> Result<Process> {
     let birth = cgroup.birth()?;
     let pid_namespace = namespaces.pid.as_ref().map(AsFd::as_fd);
     let (child, socket) = clone(&plan, namespaces.flags, pid_namespace, birth.as_ref().map(AsFd::as_fd))
         .or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?;
-    match receive(&socket)? {
+    let mut report = receive(&socket)?;
+    if let (Some(Report { step: HOOKS, .. }), Some(child)) = (&report, child.get()) {
+        hooks(child.pid, child.pidfd.as_fd())?;
+        go(&socket)?;
+        report = receive(&socket)?;
+    }
+    match report {
         Some(Report { step: READY, .. }) => {}
         Some(report) => return Err(explain(&report, &Words::all(&plan))),
         None => return Err(died(cgroup)),
@@ -118,6 +127,7 @@ impl Drop for BirthNamespace {
 struct Words {
     first: u32,
     steps: Vec<String>,
+    field: &'static str,
     program: String,
     searched: bool,
 }
@@ -134,14 +144,12 @@ impl Words {
     }
 
     fn from(plan: &Plan, first: usize) -> Self {
-        let program = match (&plan.program, plan.argv.strings().first()) {
-            (Program::Paths(_), Some(name)) => name.to_string_lossy().into_owned(),
-            _ => "the WebAssembly runner".to_owned(),
-        };
+        let (field, program) = (plan.called.field, plan.called.name.clone());
         let searched = !program.contains('/');
         Self {
             first: first as u32,
             steps: plan.steps.iter().skip(first).map(Step::to_string).collect(),
+            field,
             program,
             searched,
         }
@@ -150,23 +158,23 @@ impl Words {
 
 /// The error for a step that failed.
 fn explain(report: &Report, words: &Words) -> Error {
-    let program = &words.program;
+    let (field, program) = (words.field, &words.program);
     let errno = Errno::from_raw_os_error(report.errno);
     let step =
         report.step.checked_sub(words.first).and_then(|index| words.steps.get(index as usize)).map(String::as_str);
     let find = Step::FindProgram.to_string();
     let (kind, text) = match (step, errno) {
         (Some(step), Errno::NOENT) if step == find && words.searched => {
-            (Kind::InvalidArgument, format!("process.args: {program:?}: executable file not found in $PATH"))
+            (Kind::InvalidArgument, format!("{field}: {program:?}: executable file not found in $PATH"))
         }
         (Some(step), Errno::NOENT) if step == find => {
-            (Kind::InvalidArgument, format!("process.args: {program:?}: no such file or directory"))
+            (Kind::InvalidArgument, format!("{field}: {program:?}: no such file or directory"))
         }
         (Some(step), Errno::ACCESS) if step == find => {
-            (Kind::InvalidArgument, format!("process.args: {program:?}: permission denied: it is not executable"))
+            (Kind::InvalidArgument, format!("{field}: {program:?}: permission denied: it is not executable"))
         }
         (Some(step), Errno::ISDIR) if step == find => {
-            (Kind::InvalidArgument, format!("process.args: {program:?}: is a directory"))
+            (Kind::InvalidArgument, format!("{field}: {program:?}: is a directory"))
         }
         (Some("execve"), Errno::NOENT) => (
             Kind::NotFound,
@@ -181,7 +189,8 @@ fn explain(report: &Report, words: &Words) -> Error {
                 Errno::NOMEM | Errno::NOSPC | Errno::MFILE | Errno::AGAIN => Kind::Unavailable,
                 _ => Kind::Internal,
             };
-            (kind, format!("{step}: {}", describe(errno)))
+            let what = if step == find { format!("{field}: {program:?}") } else { step.to_owned() };
+            (kind, format!("{what}: {}", describe(errno)))
         }
         (None, errno) => (Kind::Internal, describe(errno)),
     };

@@ -54,8 +54,13 @@ pub(super) fn compile(process: &Process, filter: Option<&Filter>, stdio: Step, s
 
 /// The step that makes these the process's standard streams.
 pub(crate) fn streams(process: &Process, streams: Streams) -> Result<Step> {
+    streams_of(process.user().uid(), streams)
+}
+
+/// The same for a process of this user.
+pub(crate) fn streams_of(uid: u32, streams: Streams) -> Result<Step> {
     let fds = [standard(streams.stdin)?, standard(streams.stdout)?, standard(streams.stderr)?];
-    Ok(Step::Stdio { fds, uid: process.user().uid() })
+    Ok(Step::Stdio { fds, uid })
 }
 
 /// The step that makes this terminal the process's own, and all three of its standard streams.
