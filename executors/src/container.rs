@@ -9,6 +9,7 @@ use crate::bundle::{Bundle, args};
 use crate::cgroup::Cgroup;
 use crate::dispatch::{self, Choice, Entrypoint};
 use crate::error::Result;
+use crate::hooks::{Beside, Hooks, Poststop};
 use crate::native::join::Joining;
 use crate::native::launch::launch;
 use crate::native::plan::{self, Compiled, Payload};
@@ -58,13 +59,23 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &Cr
             wasm::prepare(module, &path, function.as_deref())?.payload(args(bundle.process()))?
         }
     };
+    let hooks = Hooks::of(&bundle);
+    let mut poststop = Poststop::new(hooks.clone());
     let cgroup = Cgroup::create(&bundle)?;
     let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
     let Compiled { namespaces, plan, console, filter } = compiled;
-    let init = launch(plan, &namespaces, &cgroup, console)?;
-    let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
     let joining = Joining::new(&bundle, filter, options);
-    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining })
+    let init = launch(plan, &namespaces, &cgroup, console, |pid, pidfd| {
+        poststop.due();
+        let beside = Beside { pid, pidfd, joining: &joining, cgroup: &cgroup };
+        hooks.as_ref().map_or(Ok(()), |hooks| hooks.create(&beside))
+    })?;
+    if let Some(hooks) = &hooks {
+        let beside = Beside { pid: init.pid(), pidfd: init.exit_fd(), joining: &joining, cgroup: &cgroup };
+        hooks.surround_start(&init, &beside)?;
+    }
+    let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
+    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining, _poststop: poststop })
 }
 
 /// A created container. [`Container::delete`] removes what it has on the host; dropping it kills it and does so too, but
@@ -76,6 +87,8 @@ pub struct Container {
     pub(crate) init: Arc<Process>,
     owns_pid_namespace: bool,
     pub(crate) joining: Joining,
+    /// Dropped last.
+    _poststop: Poststop,
 }
 
 impl Container {
@@ -105,7 +118,8 @@ impl Container {
         self.cgroup.signal(signal)
     }
 
-    /// Kills what is left in the container and removes its cgroup. Its mounts went with its last process.
+    /// Kills what is left in the container and removes its cgroup. Its mounts went with its last process. Then its poststop
+    /// hooks are run.
     pub fn delete(self) -> Result<()> {
         self.cgroup.signal(libc::SIGKILL)?;
         self.cgroup.remove()

@@ -16,7 +16,7 @@ use crate::container::Container;
 use crate::dispatch::{self, Entrypoint, Executor};
 use crate::error::{OrKind, Result, bail};
 use crate::native::launch::exec;
-use crate::native::plan::Payload;
+use crate::native::plan::{self, Payload};
 use crate::native::user;
 use crate::process::Process;
 use crate::{Kind, Stdio, wasm};
@@ -69,8 +69,9 @@ impl Container {
             }
         };
         let init = self.init.exit_fd();
-        let plan = self.joining.compile(&process, init, &self.cgroup, root.as_fd(), stdio, payload)?;
+        let environment = plan::environment(&process, root.as_fd());
         drop(root);
+        let plan = self.joining.compile(&process, &environment, init, &self.cgroup, stdio, payload)?;
         let pid_namespace = self.joining.pid_namespace().then_some(init);
         exec(plan, pid_namespace, &self.cgroup.births_beside(self.init.pid())?, console)
     }

@@ -6,11 +6,11 @@
 use serde_json::{Value, json};
 
 use crate::dispatch;
+use crate::hooks::Turn;
 use crate::native::{options, seccomp, user};
 
 /// The oldest and the newest version of the OCI runtime spec.
-const OCI_VERSIONS: [&str; 2] = ["1.0.0", "1.3.0"];
-const HOOKS: [&str; 0] = [];
+pub(crate) const OCI_VERSIONS: [&str; 2] = ["1.0.0", "1.3.0"];
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
 
 /// The features document. Keys that the spec has and that are missing are unknown to hybrid.
@@ -23,7 +23,7 @@ pub fn features() -> Value {
     json!({
         "ociVersionMin": oldest,
         "ociVersionMax": newest,
-        "hooks": HOOKS,
+        "hooks": Turn::ALL.map(Turn::name),
         "mountOptions": options::known(),
         "linux": {
             "namespaces": NAMESPACES,
@@ -92,8 +92,10 @@ mod tests {
             }
             holds(NAMESPACES.contains(&name), "/linux", linux);
         }
+        let hooks = features()["hooks"].clone();
         for name in ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"] {
-            holds(HOOKS.contains(&name), "/hooks", json!({name: [{"path": "/bin/true"}]}));
+            let claimed = hooks.as_array().unwrap().contains(&json!(name));
+            holds(claimed, "/hooks", json!({name: [{"path": "/bin/true"}]}));
         }
     }
 

@@ -1,11 +1,14 @@
 //! Calls on the shim's own process.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use cgroups_rs::fs::hierarchies;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::error::{OrKind, Result, bail};
 use crate::{Kind, Process, process, sys};
@@ -40,6 +43,19 @@ pub fn spawn(mut command: Command, pass: Vec<(OwnedFd, RawFd)>) -> Result<Proces
     let child =
         process::spawn_command(&mut command).or_kind(Kind::FailedPrecondition, || format!("execute {command:?}"))?;
     Ok(Process::new(child, None, None))
+}
+
+/// A file in memory, to be read from its beginning, that nobody can change any more (memfd_create(2)).
+pub(crate) fn sealed_file(name: &str, content: &[u8]) -> Result<OwnedFd> {
+    let what = || format!("make the file {name} in memory");
+    let memory =
+        memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).or_kind(Kind::Unavailable, what)?;
+    let mut file = File::from(memory);
+    file.write_all(content).or_kind(Kind::Unavailable, what)?;
+    file.rewind().or_kind(Kind::Internal, what)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    fcntl_add_seals(&file, seals).or_kind(Kind::Internal, what)?;
+    Ok(file.into())
 }
 
 /// Reaps processes that this one inherited as subreaper: orphans of containers that share a pid namespace.

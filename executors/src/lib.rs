@@ -18,6 +18,7 @@ mod dispatch;
 mod error;
 mod exec;
 mod features;
+mod hooks;
 pub mod host;
 mod native;
 mod process;

@@ -43,6 +43,12 @@ impl Process {
         Self { pid, pidfd, starter: Mutex::new(starter), exit: Mutex::default(), console: Mutex::new(console) }
     }
 
+    /// Puts something around the start.
+    pub(crate) fn wrap_starter(&self, wrap: impl FnOnce(Box<dyn Starter>) -> Box<dyn Starter>) {
+        let mut starter = lock(&self.starter);
+        *starter = starter.take().map(wrap);
+    }
+
     /// The terminal's end for the shim, once; `None` when the process has no terminal.
     pub fn take_console(&self) -> Option<Console> {
         lock(&self.console).take()
@@ -120,9 +126,9 @@ pub(crate) struct Child {
 pub(crate) struct Unfinished(Option<Child>);
 
 impl Unfinished {
-    /// The child's pid, which is its own until it is reaped.
-    pub fn pid(&self) -> Option<u32> {
-        self.0.as_ref().map(|child| child.pid)
+    /// The child, which is there until this is finished.
+    pub fn get(&self) -> Option<&Child> {
+        self.0.as_ref()
     }
 
     /// The child as it is; nothing is killed any more.

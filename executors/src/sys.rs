@@ -88,11 +88,12 @@ pub(crate) fn exit(code: c_int) -> ! {
 /// A null-terminated array of C strings, as execve(2) wants it; built before a clone and read after it.
 #[derive(Debug)]
 pub(crate) struct CStringArray {
-    strings: Vec<CString>,
+    /// What the pointers point to.
+    _strings: Vec<CString>,
     pointers: Vec<*const c_char>,
 }
 
-// SAFETY: the pointers point into `strings`, which is owned beside them and never changed.
+// SAFETY: the pointers point into `_strings`, which is owned beside them and never changed.
 unsafe impl Send for CStringArray {}
 // SAFETY: as above; there is no interior mutability.
 unsafe impl Sync for CStringArray {}
@@ -100,11 +101,7 @@ unsafe impl Sync for CStringArray {}
 impl CStringArray {
     pub fn new(strings: Vec<CString>) -> Self {
         let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
-        Self { strings, pointers }
-    }
-
-    pub fn strings(&self) -> &[CString] {
-        &self.strings
+        Self { _strings: strings, pointers }
     }
 }
 
@@ -294,6 +291,13 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<
 pub(crate) fn kill(pid: u32, signal: c_int) -> Result<()> {
     // SAFETY: kill takes no pointers.
     check(c_long::from(unsafe { libc::kill(pid as libc::pid_t, signal) }))?;
+    Ok(())
+}
+
+/// kill(2) of a process group, by the pid of its leader.
+pub(crate) fn kill_group(leader: u32, signal: c_int) -> Result<()> {
+    // SAFETY: kill takes no pointers.
+    check(c_long::from(unsafe { libc::kill(-(leader as libc::pid_t), signal) }))?;
     Ok(())
 }
 

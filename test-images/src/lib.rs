@@ -55,6 +55,11 @@ pub fn logger() -> Result<Vec<u8>> {
     programs::logger()
 }
 
+/// Builds an OCI hook (`programs/hook.c`), which runs on the host and in containers. Needs a C compiler with a static libc.
+pub fn hook() -> Result<Vec<u8>> {
+    programs::hook()
+}
+
 /// Builds every image. Needs a C compiler with a static libc, and clang with wasi-libc (see [`programs`]).
 pub fn build() -> Result<Vec<Image>> {
     let probe = programs::linux()?;

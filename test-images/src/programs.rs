@@ -1,4 +1,4 @@
-//! Compiles the probe for Linux and for WASI 0.1, and the logger for Linux.
+//! Compiles the probe for Linux and for WASI 0.1, and the logger and the hook for Linux.
 //!
 //! Compilers: `CC` (default `cc`, with a static libc) and `WASM_CC` (default: the first of `clang-19`, `clang` that
 //! exists; Debian's packages are clang-19, lld-19, wasi-libc and libclang-rt-19-dev-wasm32).
@@ -23,6 +23,11 @@ pub(crate) fn core_module() -> Result<Vec<u8>> {
 /// The log driver as a statically linked Linux program.
 pub(crate) fn logger() -> Result<Vec<u8>> {
     compile(&mut static_linux(), &["logger.c"])
+}
+
+/// The hook as a statically linked Linux program.
+pub(crate) fn hook() -> Result<Vec<u8>> {
+    compile(&mut static_linux(), &["hook.c"])
 }
 
 fn static_linux() -> Command {

@@ -8,6 +8,8 @@
 //! child                          parent
 //!   <---- GO ------------------    the ids of a new user namespace are mapped (only where there is one)
 //!   ----- (TERMINAL, 0) ------>    with both ends of a terminal (only where the child opens it)
+//!   ----- (HOOKS, 0) --------->    its environment is there (init only, and only where the spec has hooks that see it)
+//!   <---- GO ------------------    they have run
 //!   ----- (READY, 0) --------->    created (init only: an exec'd process goes on at once)
 //!   <---- GO ------------------    start   (init only)
 //!   ----- end of file -------->    execve happened
@@ -42,7 +44,10 @@ pub(crate) const READY: u32 = u32::MAX;
 /// In place of a step's index: master and slave of the terminal come with it.
 pub(crate) const TERMINAL: u32 = u32::MAX - 1;
 
-/// What the child reports: a step's index and why it failed, or [`READY`] and 0.
+/// In place of a step's index: everything up to the hooks is done.
+pub(crate) const HOOKS: u32 = u32::MAX - 2;
+
+/// What the child reports: a step's index and why it failed, or one of the words above and 0.
 pub(crate) struct Report {
     pub step: u32,
     pub errno: i32,
@@ -121,6 +126,9 @@ impl<'a> Context<'a> {
             Step::BecomeRoot => {
                 rustix::thread::set_thread_groups(&[])?;
                 become_user(0, 0)
+            }
+            Step::DieWithParent => {
+                rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             }
             Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
             Step::JoinContainer(init, kinds) => {
@@ -221,10 +229,13 @@ impl<'a> Context<'a> {
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
             Step::Seccomp { program, flags } => sys::seccomp_filter(program, *flags),
             Step::FindProgram => self.find_program(),
+            Step::AwaitHooks { keep } => {
+                self.close_all_but(keep)?;
+                self.pause(HOOKS)
+            }
             Step::AwaitStart => {
                 self.close_others()?;
-                rustix::io::write(self.parent, &Report { step: READY, errno: 0 }.to_bytes())?;
-                self.await_go()
+                self.pause(READY)
             }
             Step::Exec => Err(self.exec()),
         }
@@ -237,24 +248,38 @@ impl<'a> Context<'a> {
         let mut keep = [RawFd::MAX; MAX];
         let passed: &[OwnedFd] = if let Program::File { pass, .. } = &self.plan.program { pass } else { &[] };
         let file = if let Program::File { file, .. } = &self.plan.program { Some(file.as_fd()) } else { None };
-        let needed =
-            [Some(self.parent), file, self.guest_root].into_iter().flatten().chain(passed.iter().map(AsFd::as_fd));
+        let needed = [file, self.guest_root].into_iter().flatten().chain(passed.iter().map(AsFd::as_fd));
         let mut slots = keep.iter_mut();
         for fd in needed {
             *slots.next().ok_or(Errno::MFILE)? = fd.as_raw_fd();
         }
         keep.sort_unstable();
-        let mut first: RawFd = 3;
-        for number in keep {
-            if number > first {
-                sys::close_range(first, number - 1)?;
-            }
-            first = first.max(number.saturating_add(1));
-        }
-        Ok(())
+        self.close_all_but(&keep)
     }
 
-    /// Waits for the parent's word. End of file means that the parent is gone, and this process with it.
+    /// Closes every descriptor from 3 on but the socket to the parent and those of `keep`, which are sorted.
+    fn close_all_but(&self, keep: &[RawFd]) -> Result<()> {
+        let mut first: RawFd = 3;
+        let mut close_up_to = |number: RawFd| {
+            let from = first;
+            first = first.max(number.saturating_add(1));
+            if number > from { sys::close_range(from, number - 1) } else { Ok(()) }
+        };
+        let socket = self.parent.as_raw_fd();
+        let below = keep.partition_point(|number| *number < socket);
+        let (below, above) = keep.split_at_checked(below).unwrap_or((keep, &[]));
+        let numbers = below.iter().chain([&socket]).chain(above).chain([&RawFd::MAX]);
+        numbers.copied().try_for_each(&mut close_up_to)
+    }
+
+    /// Reports how far this process is, and waits for the parent's word. End of file means that the parent is gone, and
+    /// this process with it.
+    fn pause(&self, at: u32) -> Result<()> {
+        rustix::io::write(self.parent, &Report { step: at, errno: 0 }.to_bytes())?;
+        self.await_go()
+    }
+
+    /// Waits for the parent's word.
     fn await_go(&self) -> Result<()> {
         let mut word = [0u8; 1];
         loop {

@@ -4,7 +4,7 @@
 //! cgroup, OOM score, AppArmor (the host's /proc) ─> init's namespaces, by its pidfd ─> keyring ─> stdio, user … as for init
 //! ```
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process};
@@ -86,30 +86,45 @@ impl Joining {
         process
     }
 
-    /// Compiles the plan of a process. `init` is the pidfd of the container's init, and `root` the container's root folder;
-    /// `stdio` is the step that sets up its standard streams.
+    /// The process of the container's own spec, without arguments and environment.
+    pub fn process(&self) -> &Process {
+        &self.defaults
+    }
+
+    /// Compiles the plan of a process. `init` is the pidfd of the container's init, and `stdio` the step that sets up its
+    /// standard streams.
     pub fn compile(
         &self,
         process: &Process,
+        environment: &[String],
         init: BorrowedFd<'_>,
         cgroup: &Cgroup,
-        root: BorrowedFd<'_>,
         stdio: Step,
         payload: Payload,
     ) -> Result<Plan> {
-        let pidfd = || init.try_clone_to_owned().or_kind(Kind::Unavailable, || "duplicate the pidfd of init");
-        let environment = plan::environment(process, root);
         let mut steps = Vec::new();
         plan::enter_cgroup(cgroup, process, &mut steps)?;
         plan::apparmor(process, &mut steps)?;
-        steps.push(Step::Session);
-        let namespaces = self.namespaces - ThreadNameSpaceType::PROCESS_ID;
         if self.mappings.is_some() {
             // Only the host's root may.
             steps.extend(raised(process).into_iter().map(|(resource, limit)| Step::Rlimit(resource, limit)));
         }
+        self.enter(init, &mut steps)?;
+        if matches!(payload, Payload::Runner { .. }) {
+            let readonly = self.writable_of_the_kernel.iter().map(|path| cstring(path)).collect::<Result<_>>()?;
+            steps.push(Step::GuestRootOfContainer { readonly, init: duplicate(init)? });
+        }
+        user::rlimits(process, &mut steps);
+        user::compile(process, self.mappings.is_some(), self.filter.as_ref(), stdio, &mut steps)?;
+        plan::program(process, payload, environment, self.filter.as_ref(), None, steps)
+    }
+
+    /// A session of its own in the container's namespaces, but for that of pids, which takes a clone.
+    pub fn enter(&self, init: BorrowedFd<'_>, steps: &mut Vec<Step>) -> Result<()> {
+        steps.push(Step::Session);
+        let namespaces = self.namespaces - ThreadNameSpaceType::PROCESS_ID;
         if !namespaces.is_empty() {
-            steps.push(Step::JoinContainer(pidfd()?, namespaces));
+            steps.push(Step::JoinContainer(duplicate(init)?, namespaces));
         }
         if self.mappings.is_some() {
             steps.push(Step::BecomeRoot);
@@ -117,12 +132,10 @@ impl Joining {
         if let Some(id) = &self.keyring {
             steps.push(plan::keyring(id)?);
         }
-        if matches!(payload, Payload::Runner { .. }) {
-            let readonly = self.writable_of_the_kernel.iter().map(|path| cstring(path)).collect::<Result<_>>()?;
-            steps.push(Step::GuestRootOfContainer { readonly, init: pidfd()? });
-        }
-        user::rlimits(process, &mut steps);
-        user::compile(process, self.mappings.is_some(), self.filter.as_ref(), stdio, &mut steps)?;
-        plan::program(process, payload, &environment, self.filter.as_ref(), None, steps)
+        Ok(())
     }
+}
+
+fn duplicate(init: BorrowedFd<'_>) -> Result<OwnedFd> {
+    init.try_clone_to_owned().or_kind(Kind::Unavailable, || "duplicate the pidfd of init")
 }

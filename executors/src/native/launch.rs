@@ -11,9 +11,9 @@ use rustix::net::{
 };
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::child::{self, GO, READY, Report, TERMINAL};
+use super::child::{self, GO, HOOKS, READY, Report, TERMINAL};
 use super::plan::Namespaces;
-use super::step::{Plan, Program, Step};
+use super::step::{Plan, Step};
 use crate::cgroup::Cgroup;
 use crate::console::Console;
 use crate::error::{Error, OrKind, Result, bail};
@@ -22,33 +22,38 @@ use crate::{Kind, sys};
 
 /// Makes the container's first process and returns when it is ready to execute its program.
 /// On error it is gone again.
+///
+/// `hooks` is called with the process's pid and pidfd while it waits at [`Step::AwaitHooks`], if its plan has that step.
 pub(crate) fn launch(
     plan: Plan,
     namespaces: &Namespaces,
     cgroup: &Cgroup,
     console: Option<Console>,
+    hooks: impl FnOnce(u32, BorrowedFd<'_>) -> Result<()>,
 ) -> Result<Process> {
     let birth = cgroup.birth()?;
     let born_in: Vec<_> = namespaces.born_in.iter().map(|(namespace, kind)| (namespace.as_fd(), *kind)).collect();
     let (child, socket) = clone(&plan, namespaces.flags, &born_in, birth.as_ref().map(AsFd::as_fd))
         .or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?;
-    if let (Some(user), Some(pid)) = (&namespaces.user, child.pid()) {
-        user.settle(pid)?;
+    if let (Some(user), Some(child)) = (&namespaces.user, child.get()) {
+        user.settle(child.pid)?;
         // If it is gone, what comes next says so.
         let _ = go(&socket);
     }
-    let console = match plan.steps.iter().any(|step| matches!(step, Step::OpenTerminal { .. })) {
-        true => match receive_terminal(&socket)? {
-            Received::Terminal(console) => Some(console),
+    let (mut console, mut hooks) = (console, Some(hooks));
+    loop {
+        match receive_all(&socket)? {
+            Received::Terminal(opened) => console = Some(opened),
+            Received::Report(Report { step: HOOKS, .. }) => {
+                if let (Some(hooks), Some(child)) = (hooks.take(), child.get()) {
+                    hooks(child.pid, child.pidfd.as_fd())?;
+                }
+                go(&socket)?;
+            }
+            Received::Report(Report { step: READY, .. }) => break,
             Received::Report(report) => return Err(explain(&report, &Words::all(&plan))),
             Received::Nothing => return Err(died(cgroup)),
-        },
-        false => console,
-    };
-    match receive(&socket)? {
-        Some(Report { step: READY, .. }) => {}
-        Some(report) => return Err(explain(&report, &Words::all(&plan))),
-        None => return Err(died(cgroup)),
+        }
     }
     let words = Words::from_start(&plan);
     // Everything that the child holds is its own by now.
@@ -152,6 +157,7 @@ fn own_namespace(kind: ThreadNameSpaceType) -> rustix::io::Result<&'static str> 
 struct Words {
     first: u32,
     steps: Vec<String>,
+    field: &'static str,
     program: String,
     searched: bool,
 }
@@ -168,14 +174,12 @@ impl Words {
     }
 
     fn from(plan: &Plan, first: usize) -> Self {
-        let program = match (&plan.program, plan.argv.strings().first()) {
-            (Program::Paths(_), Some(name)) => name.to_string_lossy().into_owned(),
-            _ => "the WebAssembly runner".to_owned(),
-        };
+        let (field, program) = (plan.called.field, plan.called.name.clone());
         let searched = !program.contains('/');
         Self {
             first: first as u32,
             steps: plan.steps.iter().skip(first).map(Step::to_string).collect(),
+            field,
             program,
             searched,
         }
@@ -184,23 +188,23 @@ impl Words {
 
 /// The error for a step that failed.
 fn explain(report: &Report, words: &Words) -> Error {
-    let program = &words.program;
+    let (field, program) = (words.field, &words.program);
     let errno = Errno::from_raw_os_error(report.errno);
     let step =
         report.step.checked_sub(words.first).and_then(|index| words.steps.get(index as usize)).map(String::as_str);
     let find = Step::FindProgram.to_string();
     let (kind, text) = match (step, errno) {
         (Some(step), Errno::NOENT) if step == find && words.searched => {
-            (Kind::InvalidArgument, format!("process.args: {program:?}: executable file not found in $PATH"))
+            (Kind::InvalidArgument, format!("{field}: {program:?}: executable file not found in $PATH"))
         }
         (Some(step), Errno::NOENT) if step == find => {
-            (Kind::InvalidArgument, format!("process.args: {program:?}: no such file or directory"))
+            (Kind::InvalidArgument, format!("{field}: {program:?}: no such file or directory"))
         }
         (Some(step), Errno::ACCESS) if step == find => {
-            (Kind::InvalidArgument, format!("process.args: {program:?}: permission denied: it is not executable"))
+            (Kind::InvalidArgument, format!("{field}: {program:?}: permission denied: it is not executable"))
         }
         (Some(step), Errno::ISDIR) if step == find => {
-            (Kind::InvalidArgument, format!("process.args: {program:?}: is a directory"))
+            (Kind::InvalidArgument, format!("{field}: {program:?}: is a directory"))
         }
         (Some("execve"), Errno::NOENT) => (
             Kind::NotFound,
@@ -215,7 +219,8 @@ fn explain(report: &Report, words: &Words) -> Error {
                 Errno::NOMEM | Errno::NOSPC | Errno::MFILE | Errno::AGAIN => Kind::Unavailable,
                 _ => Kind::Internal,
             };
-            (kind, format!("{step}: {}", describe(errno)))
+            let what = if step == find { format!("{field}: {program:?}") } else { step.to_owned() };
+            (kind, format!("{what}: {}", describe(errno)))
         }
         (None, errno) => (Kind::Internal, describe(errno)),
     };
@@ -283,15 +288,15 @@ fn receive(socket: &OwnedFd) -> Result<Option<Report>> {
     }
 }
 
-/// What comes from a child that opens its terminal itself.
+/// What comes from a child before its start.
 enum Received {
     Terminal(Console),
     Report(Report),
     Nothing,
 }
 
-/// The next report, of a child that is to send its terminal.
-fn receive_terminal(socket: &OwnedFd) -> Result<Received> {
+/// The next report, or the terminal of a child that opens it itself.
+fn receive_all(socket: &OwnedFd) -> Result<Received> {
     let what = || "process.terminal: receive the terminal";
     let mut bytes = [0; Report::SIZE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];

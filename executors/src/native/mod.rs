@@ -3,11 +3,13 @@
 //! ```text
 //! Bundle    ─ plan (with mounts, options, user, …) ───────┐
 //!                                                         ├─> Plan of Steps ─ launch ─> clone3 ─> child (with resolve) ─> execve
-//! exec spec ─ join (with user) ───────────────────────────┘
+//! exec spec ─ join (with user) ───────────────────────────┤
+//! hook ─ hook (with join, if it runs in the container) ───┘
 //! ```
 
 pub(crate) mod child;
 pub(crate) mod filesystem;
+pub(crate) mod hook;
 pub(crate) mod join;
 pub(crate) mod launch;
 mod mounts;

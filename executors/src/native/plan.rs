@@ -18,13 +18,14 @@ use super::move_root;
 use super::options::{Options, Recursive, propagation};
 use super::resolve::Make;
 use super::seccomp::Filter;
-use super::step::{Plan, Program, Step, Target};
+use super::step::{Called, Plan, Program, Step, Target};
 use super::user;
 use super::user_namespace::{IdMappings, Settle};
 use crate::bundle::{Bundle, args, variable};
 use crate::cgroup::Cgroup;
 use crate::console::{self, Console};
 use crate::error::{OrKind, Result, bail};
+use crate::hooks::Hooks;
 use crate::rootfs::{Rootfs, open_inside};
 use crate::sys::{self, CStringArray, MountAttr};
 use crate::{CreateOptions, Kind, Stdio};
@@ -46,6 +47,8 @@ pub(crate) enum Payload {
     Spec,
     /// Another program, already open.
     Runner { file: OwnedFd, pass: Vec<OwnedFd>, argv: Vec<CString> },
+    /// That of a hook.
+    Hook { path: CString, argv: Vec<CString>, called: Called },
 }
 
 /// A compiled plan, and what its process takes that the plan itself does not hold.
@@ -82,6 +85,10 @@ pub(crate) fn compile(
         steps.push(keyring(bundle.id())?);
     }
     host_names(bundle, &mut steps)?;
+    if bundle.namespace(LinuxNamespaceType::Cgroup) == Some(None) {
+        // Its root is the cgroup that the process is in when it is made.
+        steps.push(Step::Unshare(libc::CLONE_NEWCGROUP, "cgroup"));
+    }
     steps.push(Step::Umask(0));
     let for_guest = matches!(payload, Payload::Runner { .. });
     if options.no_pivot_root {
@@ -97,13 +104,10 @@ pub(crate) fn compile(
         let recursive = if recursive == Recursive::Yes { libc::MS_REC } else { 0 };
         steps.push(Step::RootfsPropagation(flags | recursive));
     }
-    if bundle.namespace(LinuxNamespaceType::Cgroup) == Some(None) {
-        // Its root is the cgroup that the process is in when it is made.
-        steps.push(Step::Unshare(libc::CLONE_NEWCGROUP, "cgroup"));
-    }
     let filter = bundle.linux().seccomp().as_ref().map(Filter::new).transpose()?.flatten();
     user::compile(process, mappings.is_some(), filter.as_ref(), stdio, &mut steps)?;
-    let plan = program(process, payload, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)?;
+    let mut plan = program(process, payload, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)?;
+    plan.keep_through_hooks();
     Ok(Compiled { namespaces, plan, console, filter })
 }
 
@@ -116,27 +120,44 @@ pub(super) fn program(
     start: Option<Step>,
     mut steps: Vec<Step>,
 ) -> Result<Plan> {
-    let (program, argv) = match payload {
+    const FIELD: &str = "process.args";
+    let (program, argv, called) = match payload {
         Payload::Spec => {
-            steps.push(Step::FindProgram);
-            let argv = args(process).iter().map(|arg| text(arg, "process.args")).collect::<Result<_>>()?;
-            (Program::Paths(candidates(process, environment)?), argv)
+            let argv = args(process).iter().map(|arg| text(arg, FIELD)).collect::<Result<_>>()?;
+            let name = args(process).first().cloned().unwrap_or_default();
+            (Program::Paths(candidates(process, environment)?), argv, Called { field: FIELD, name })
         }
         Payload::Runner { file, pass, argv } => {
             let pass = pass.iter().map(user::above).collect::<Result<_>>()?;
-            (Program::File { file: user::above(&file)?, pass }, argv)
+            let called = Called { field: FIELD, name: "the WebAssembly runner".to_owned() };
+            (Program::File { file: user::above(&file)?, pass }, argv, called)
         }
+        Payload::Hook { path, argv, called } => (Program::Paths(vec![path]), argv, called),
     };
+    if matches!(program, Program::Paths(_)) {
+        steps.push(Step::FindProgram);
+    }
     steps.extend(start);
     if process.no_new_privileges() == Some(true) {
         // As late as can be, so that the filter need not allow what came before.
         steps.extend(filter.map(Filter::step));
     }
+    executing(program, argv, environment, called, steps)
+}
+
+/// A plan whose last step is to execute this program.
+pub(super) fn executing(
+    program: Program,
+    argv: Vec<CString>,
+    environment: &[String],
+    called: Called,
+    mut steps: Vec<Step>,
+) -> Result<Plan> {
     steps.push(Step::Exec);
-    let envp = environment.iter().map(|entry| text(entry, "process.env")).collect::<Result<_>>()?;
+    let envp = environment.iter().map(|entry| text(entry, "env")).collect::<Result<_>>()?;
     let mask = Options::parse(&["mode=0755".to_owned(), "ro".to_owned()]).unwrap_or_default();
     let mask = NewFilesystem::new("tmpfs", "tmpfs", &mask).or_kind(Kind::Internal, || "mask")?;
-    Ok(Plan { steps, mask, program, argv: CStringArray::new(argv), envp: CStringArray::new(envp) })
+    Ok(Plan { steps, mask, program, called, argv: CStringArray::new(argv), envp: CStringArray::new(envp) })
 }
 
 /// What has to be done while the host's file systems are still in sight: the cgroup of v1, and the OOM score.
@@ -267,6 +288,10 @@ fn file_systems(
     mounts::compile(bundle, cgroup, base, steps)?;
     if !binds_dev(bundle) {
         devices(bundle, mappings.is_some(), steps)?;
+    }
+    if Hooks::see_create(bundle) {
+        // As with runc they find everything writable that the container will find masked or read-only.
+        steps.push(Step::AwaitHooks { keep: Vec::new() });
     }
     let stdio = match stdio {
         Stdio::Streams(streams) => (user::streams(bundle.process(), mappings, streams)?, None),
@@ -452,7 +477,7 @@ pub(super) fn apparmor(process: &Process, steps: &mut Vec<Step>) -> Result<()> {
 }
 
 /// The spec's environment. HOME is added from /etc/passwd below `root` where the spec has none, as runc and crun do.
-pub(super) fn environment(process: &Process, root: BorrowedFd<'_>) -> Vec<String> {
+pub(crate) fn environment(process: &Process, root: BorrowedFd<'_>) -> Vec<String> {
     let mut environment = process.env().clone().unwrap_or_default();
     if variable(process, "HOME").is_none() {
         let home = home(root, process.user().uid()).unwrap_or_else(|| "/".to_owned());

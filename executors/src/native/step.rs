@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::process::{Resource, Rlimit};
 use rustix::termios::Winsize;
@@ -49,6 +49,8 @@ pub(crate) enum Step {
     EnterFolder(CString),
     /// Become the root of the user namespace, in no other groups: who the files are that it makes.
     BecomeRoot,
+    /// SIGKILL when the thread that made this process ends (PR_SET_PDEATHSIG): a hook of a dead shim is nobody's.
+    DieWithParent,
     /// Join the namespace behind the descriptor. The text says which, for errors.
     Join(OwnedFd, &'static str),
     /// Join these namespaces (CLONE_NEW*) of the process behind the pidfd.
@@ -107,6 +109,11 @@ pub(crate) enum Step {
     ReadonlyMount(CString),
     /// Make the rootfs itself read-only.
     ReadonlyRootfs,
+    /// Report that the environment is there, and wait until the hooks have run that may add to it. Meanwhile this process
+    /// has no more open than these descriptors, which are sorted.
+    AwaitHooks {
+        keep: Vec<RawFd>,
+    },
     /// Keep a copy of the finished mount tree, to be passed to the runner behind its other descriptors. These mounts, which
     /// are writable, are read-only in the copy.
     GuestRoot {
@@ -175,6 +182,21 @@ pub(crate) enum Step {
 }
 
 impl Step {
+    /// The descriptors that it holds.
+    fn descriptors(&self) -> Vec<RawFd> {
+        let one = |fd: &OwnedFd| vec![fd.as_raw_fd()];
+        match self {
+            Step::JoinCgroups(fds) => fds.iter().map(AsRawFd::as_raw_fd).collect(),
+            Step::Stdio { fds, .. } => fds.iter().map(AsRawFd::as_raw_fd).collect(),
+            Step::Join(fd, _) | Step::JoinContainer(fd, _) | Step::Console(fd) => one(fd),
+            Step::AttachRootfs { tree, .. } | Step::Attach { tree, .. } => one(tree),
+            Step::GuestRootOfContainer { init, .. } => one(init),
+            Step::Terminal { slave, .. } => slave.iter().map(AsRawFd::as_raw_fd).collect(),
+            Step::Sysctl { proc_sys, .. } => one(proc_sys),
+            _ => Vec::new(),
+        }
+    }
+
     /// Rlimit resources by their OCI names.
     pub fn rlimit_name(resource: Resource) -> String {
         format!("RLIMIT_{}", format!("{resource:?}").to_uppercase())
@@ -191,6 +213,7 @@ impl fmt::Display for Step {
             Step::AwaitMappings => write!(f, "wait for the mappings of the user namespace"),
             Step::EnterFolder(path) => write!(f, "root: chdir to {}", Text(path)),
             Step::BecomeRoot => write!(f, "linux.uidMappings: become the root of the user namespace"),
+            Step::DieWithParent => write!(f, "set the signal for the end of the shim"),
             Step::Join(_, name) => write!(f, "linux.namespaces: join the {name} namespace"),
             Step::JoinContainer(..) => write!(f, "join the container's namespaces"),
             Step::Unshare(_, name) => write!(f, "linux.namespaces: make a {name} namespace"),
@@ -239,7 +262,8 @@ impl fmt::Display for Step {
             Step::Cwd(path) => write!(f, "process.cwd: chdir to {}", Text(path)),
             Step::NoNewPrivileges => write!(f, "process.noNewPrivileges"),
             Step::Seccomp { .. } => write!(f, "linux.seccomp: load the filter"),
-            Step::FindProgram => write!(f, "process.args: find the program"),
+            Step::FindProgram => write!(f, "find the program"),
+            Step::AwaitHooks { .. } => write!(f, "wait for the hooks"),
             Step::AwaitStart => write!(f, "wait for the start"),
             Step::Exec => write!(f, "execve"),
         }
@@ -266,12 +290,35 @@ impl fmt::Display for Limit {
     }
 }
 
+/// What a program is called in errors.
+pub(crate) struct Called {
+    /// The field of the spec that names it.
+    pub field: &'static str,
+    pub name: String,
+}
+
 /// Everything the child runs: the steps, then the program.
 pub(crate) struct Plan {
     pub steps: Vec<Step>,
     /// What masked folders are hidden behind.
     pub mask: NewFilesystem,
     pub program: Program,
+    pub called: Called,
     pub argv: CStringArray,
     pub envp: CStringArray,
+}
+
+impl Plan {
+    /// Tells [`Step::AwaitHooks`], if there is one, what is needed after it. To be called when the plan is whole.
+    pub fn keep_through_hooks(&mut self) {
+        let Some(at) = self.steps.iter().position(|step| matches!(step, Step::AwaitHooks { .. })) else { return };
+        let (before, after) = self.steps.split_at_mut(at);
+        let [Step::AwaitHooks { keep }, after @ ..] = after else { return };
+        let rootfs = before.iter().filter(|step| matches!(step, Step::AttachRootfs { .. }));
+        keep.extend(rootfs.chain(&*after).flat_map(Step::descriptors));
+        if let Program::File { file, pass } = &self.program {
+            keep.extend(pass.iter().chain([file]).map(AsRawFd::as_raw_fd));
+        }
+        keep.sort_unstable();
+    }
 }

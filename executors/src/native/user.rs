@@ -74,6 +74,12 @@ pub(crate) fn streams(process: &Process, mappings: Option<&IdMappings>, streams:
     Ok(Step::Stdio { fds, uid: process.user().uid() })
 }
 
+/// The same for a process of this user.
+pub(crate) fn streams_of(uid: u32, streams: Streams) -> Result<Step> {
+    let fds = [standard(streams.stdin)?, standard(streams.stdout)?, standard(streams.stderr)?];
+    Ok(Step::Stdio { fds, uid })
+}
+
 /// The step that makes this terminal the process's own, and all three of its standard streams.
 pub(crate) fn terminal(process: &Process, mappings: Option<&IdMappings>, slave: impl AsFd) -> Result<Step> {
     if let Some(mappings) = mappings {

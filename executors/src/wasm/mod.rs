@@ -18,15 +18,14 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
-use rustix::fs::{MemfdFlags, SealFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::Kind;
 use crate::error::{OrKind, Result, bail};
 use crate::native::options::Recursive;
 use crate::native::plan::Payload;
 use crate::rootfs::clone_tree;
 use crate::sys::{self, MountAttr};
+use crate::{Kind, host};
 
 /// `argv[0]` of this binary as the runner. The guest's own arguments follow it.
 const RUNNER: &str = "hybrid-wasm";
@@ -161,14 +160,7 @@ fn own_binary() -> Result<OwnedFd> {
 fn sealed(config: &RunnerConfig) -> Result<OwnedFd> {
     let what = || "runner configuration";
     let json = serde_json::to_vec(config).or_kind(Kind::Internal, what)?;
-    let memory = rustix::fs::memfd_create("hybrid-wasm", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-        .or_kind(Kind::Unavailable, what)?;
-    let mut file = File::from(memory);
-    std::io::Write::write_all(&mut file, &json).or_kind(Kind::Unavailable, what)?;
-    std::io::Seek::rewind(&mut file).or_kind(Kind::Internal, what)?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&file, seals).or_kind(Kind::Internal, what)?;
-    Ok(file.into())
+    host::sealed_file("hybrid-wasm", &json).map_err(|e| e.context(what()))
 }
 
 #[cfg(test)]

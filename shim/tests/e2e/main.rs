@@ -19,6 +19,8 @@ mod exit;
 mod filesystem;
 mod group;
 mod harness;
+mod hooks;
+mod hooks_life;
 mod hostile;
 mod info;
 mod io;
@@ -58,6 +60,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("signals", signals::CASES),
     ("events", events::CASES),
     ("group", group::CASES),
+    ("hooks", hooks::CASES),
+    ("hooks_life", hooks_life::CASES),
     ("exec", exec::CASES),
     ("exec_life", exec_life::CASES),
     ("exec_io", exec_io::CASES),

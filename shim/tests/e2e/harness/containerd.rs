@@ -37,6 +37,9 @@ impl Runtime {
     }
 }
 
+/// A program that is built when the first test needs it.
+type Built = OnceLock<Result<PathBuf, String>>;
+
 /// A running containerd.
 pub struct Containerd {
     /// The release line: `1.6`, `1.7` or `2.x`.
@@ -48,7 +51,8 @@ pub struct Containerd {
     daemon: Mutex<Child>,
     log: PathBuf,
     names: AtomicU64,
-    logger: OnceLock<Result<PathBuf, String>>,
+    logger: Built,
+    hook: Built,
 }
 
 impl Containerd {
@@ -132,6 +136,7 @@ impl Containerd {
             log,
             names: AtomicU64::new(0),
             logger: OnceLock::new(),
+            hook: OnceLock::new(),
         })
     }
 
@@ -157,15 +162,24 @@ impl Containerd {
 
     /// The log driver of the test images, as a program on the host.
     pub fn logger(&self) -> Result<&Path> {
+        self.program(&self.logger, "logger", test_images::logger)
+    }
+
+    /// The hook of the test images, as a program on the host.
+    pub fn hook(&self) -> Result<&Path> {
+        self.program(&self.hook, "hook", test_images::hook)
+    }
+
+    fn program<'a>(&self, built: &'a Built, name: &str, compile: fn() -> Result<Vec<u8>>) -> Result<&'a Path> {
         let build = || {
-            let (path, bytes) = (self.folder.join("logger"), self.folder.join("logger.bytes"));
-            fs::write(&bytes, test_images::logger()?).context("writing the logger")?;
+            let (path, bytes) = (self.folder.join(name), self.folder.join(format!("{name}.bytes")));
+            fs::write(&bytes, compile()?).with_context(|| format!("writing the {name}"))?;
             // Not by us: a program under way to its execve would hold our descriptor, and the file be busy (execve(2)).
             let mut install = Command::new("install");
             output(install.args(["-m", "0755"]).arg(&bytes).arg(&path), b"")?.exits(0)?;
             Ok::<_, anyhow::Error>(path)
         };
-        let built = self.logger.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+        let built = built.get_or_init(|| build().map_err(|error| format!("{error:#}")));
         built.as_deref().map_err(|error| anyhow!("{error}"))
     }
 

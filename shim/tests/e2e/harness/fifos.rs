@@ -95,10 +95,10 @@ pub fn make(containerd: &Containerd) -> Result<PathBuf> {
 pub const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
 
 /// A fifo that is opened with the first read: the open waits for a writer.
-struct Late(PathBuf, Option<File>);
+pub struct Late(PathBuf, Option<File>);
 
 impl Late {
-    fn open(path: impl AsRef<Path>) -> Late {
+    pub fn open(path: impl AsRef<Path>) -> Late {
         Late(path.as_ref().to_owned(), None)
     }
 }

@@ -7,6 +7,7 @@ pub mod direct;
 pub mod events;
 pub mod exec;
 pub mod fifos;
+pub mod hooks;
 pub mod isolated;
 pub mod leaks;
 pub mod pty;
