@@ -182,7 +182,13 @@ fn inside(at: &Path, target: &str) -> Result<PathBuf> {
 }
 
 fn parse(request: &RootfsMount) -> Result<Options> {
-    Options::parse(&request.options).map_err(|option| {
+    // containerd's own words for an id-mapped mount, which its snapshotters with "remap-ids" ask for.
+    let id_mapped = |option: &&String| option.starts_with("uidmap=") || option.starts_with("gidmap=");
+    let options = match request.options.iter().find(id_mapped) {
+        Some(option) => Err(option.clone()),
+        None => Options::parse(&request.options),
+    };
+    options.map_err(|option| {
         crate::Error::new(
             Kind::Unimplemented,
             anyhow::anyhow!("rootfs mount {:?}: option {option} is not supported", request.source),
@@ -234,6 +240,15 @@ mod tests {
         assert_eq!(split[3].1.as_deref(), Some(c"/c"));
         assert_eq!(parameters("/a\\:b:/c").len(), 2);
         assert_eq!(parameters("/a::/data").len(), 2);
+    }
+
+    #[test]
+    fn id_mapped_mounts_are_refused_by_name() {
+        let options = vec!["lowerdir=/a".to_owned(), "uidmap=0:1000:10".to_owned()];
+        let request = RootfsMount { fstype: "overlay".into(), source: "overlay".into(), options, ..Default::default() };
+        let error = parse(&request).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unimplemented);
+        assert!(error.to_string().contains("option uidmap=0:1000:10"), "{error}");
     }
 
     #[test]
