@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::Kind;
 use crate::error::{Error, OrKind, Result, bail};
 use crate::hooks;
+use crate::native::user_namespace::{self, on_host};
 
 /// The largest config.json that is read, in bytes. Real ones have some tens of kilobytes.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -180,25 +181,25 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     Ok(())
 }
 
-/// The process's ids must be among those that its user namespace maps.
+/// A user namespace needs its mappings, with a root in it; the process's ids must be among those that are mapped.
 fn check_user(process: &Process, linux: &Linux) -> Result<()> {
-    let user = process.user();
-    let groups = std::iter::once(user.gid()).chain(user.additional_gids().iter().flatten().copied());
-    let uids = [user.uid()].into_iter().map(|uid| ("process.user.uid", "linux.uidMappings", linux.uid_mappings(), uid));
-    let gids = groups.map(|gid| ("process.user.gid", "linux.gidMappings", linux.gid_mappings(), gid));
-    for (field, list, mappings, id) in uids.chain(gids) {
-        let mappings = mappings.as_deref().unwrap_or_default();
-        let is_mapped =
-            |id: u32| mappings.iter().any(|m| id.checked_sub(m.container_id()).is_some_and(|n| n < m.size()));
-        if !mappings.is_empty() && !is_mapped(id) {
-            bail!(InvalidArgument, "{field}: {id} is not in {list}");
+    let uids = linux.uid_mappings().as_deref().unwrap_or_default();
+    let gids = linux.gid_mappings().as_deref().unwrap_or_default();
+    let has_namespace = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User);
+    for (field, mappings) in [("linux.uidMappings", uids), ("linux.gidMappings", gids)] {
+        match mappings {
+            [] if has_namespace => bail!(InvalidArgument, "{field}: missing, and there is a user namespace to map"),
+            [] => {}
+            // It mounts and makes the container's files.
+            _ if on_host(mappings, 0).is_none() => bail!(InvalidArgument, "{field}: 0 is not mapped"),
+            _ => {}
         }
     }
-    Ok(())
+    user_namespace::check(process, uids, gids)
 }
 
 fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
-    use LinuxNamespaceType::{Ipc, Mount, Network, Uts};
+    use LinuxNamespaceType::{Ipc, Mount, Network, User, Uts};
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     let mut seen = HashSet::new();
     for namespace in namespaces {
@@ -208,6 +209,9 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
         match (namespace.typ(), namespace.path()) {
             (Mount, Some(path)) if !path.as_os_str().is_empty() => {
                 bail!(Unimplemented, "linux.namespaces: joining a mount namespace by path is not supported")
+            }
+            (User, Some(path)) if !path.as_os_str().is_empty() => {
+                bail!(Unimplemented, "linux.namespaces: joining a user namespace by path is not supported")
             }
             (_, Some(path)) if !path.as_os_str().is_empty() && !path.is_absolute() => {
                 bail!(InvalidArgument, "linux.namespaces: {path:?} is not an absolute path")
@@ -307,7 +311,6 @@ fn unsupported(spec: &Spec, linux: &Linux) -> Vec<(&'static str, bool)> {
         ("windows", spec.windows().is_some()),
         ("vm", spec.vm().is_some()),
         ("zos", spec.zos().is_some()),
-        ("linux.namespaces: user", namespace(LinuxNamespaceType::User)),
         ("linux.namespaces: time", namespace(LinuxNamespaceType::Time)),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
@@ -385,8 +388,17 @@ mod tests {
                 json!({
                     "namespaces": [{"type": "mount"}, {"type": "user"}],
                     "uidMappings": [{"containerID": 1, "hostID": 0, "size": 9}],
+                    "gidMappings": [{"containerID": 0, "hostID": 0, "size": 9}],
                 }),
-                "process.user.uid: 0",
+                "linux.uidMappings: 0",
+            ),
+            (
+                "/linux",
+                json!({
+                    "namespaces": [{"type": "mount"}, {"type": "user"}],
+                    "uidMappings": [{"containerID": 0, "hostID": 5, "size": 1}],
+                }),
+                "linux.gidMappings: missing",
             ),
             ("/linux/sysctl", json!({"kernel.panic": "1"}), "kernel.panic"),
             ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "net namespace"),
@@ -406,7 +418,11 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_its_name() {
         let cases = [
-            ("/linux/namespaces", json!([{"type": "mount"}, {"type": "user"}]), "linux.namespaces: user"),
+            (
+                "/linux/namespaces",
+                json!([{"type": "mount"}, {"type": "user", "path": "/proc/1/ns/user"}]),
+                "linux.namespaces: joining a user",
+            ),
             ("/linux/namespaces", json!([{"type": "mount", "path": "/proc/1/ns/mnt"}]), "linux.namespaces: joining"),
             ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
             ("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel"),

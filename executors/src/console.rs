@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use oci_spec::runtime::Process;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -34,18 +35,19 @@ impl Console {
     /// end is had from it, not by a path.
     pub(crate) fn open(devpts: BorrowedFd<'_>) -> Result<(Console, OwnedFd)> {
         let what = || "process.terminal: open a terminal";
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        let is_devpts = rustix::fs::fstatfs(devpts).or_kind(Kind::Internal, what)?.f_type as u64 == DEVPTS;
-        if !is_devpts {
-            bail!(InvalidArgument, "process.terminal: /dev/pts of the container is not a devpts file system");
-        }
-        let master = openat2(devpts, c"ptmx", flags, Mode::empty(), resolve).or_kind(Kind::FailedPrecondition, what)?;
-        unlockpt(&master).or_kind(Kind::Internal, what)?;
-        let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let slave = ioctl_tiocgptpeer(&master, peer).or_kind(Kind::Internal, what)?;
+        let (master, slave) = match open_pair(devpts) {
+            Err(Errno::NODEV) => {
+                bail!(InvalidArgument, "process.terminal: /dev/pts of the container is not a devpts file system")
+            }
+            pair => pair.or_kind(Kind::FailedPrecondition, what)?,
+        };
         let held = slave.try_clone().or_kind(Kind::Unavailable, what)?;
-        Ok((Console { master, slave: Mutex::new(Some(held)) }, slave))
+        Ok((Self::from_pair(master, held), slave))
+    }
+
+    /// A terminal that is there already: its master, and its other end.
+    pub(crate) fn from_pair(master: OwnedFd, slave: OwnedFd) -> Console {
+        Console { master, slave: Mutex::new(Some(slave)) }
     }
 
     /// A new terminal in the host's devpts: for a container that has none of its own.
@@ -69,12 +71,36 @@ impl Console {
 
     /// Sets the size that the spec wants (`process.consoleSize`).
     pub(crate) fn resize_to(&self, process: &Process) -> Result<()> {
-        let Some(size) = process.console_size() else { return Ok(()) };
-        let number = |field: &'static str, number: u64| {
-            u16::try_from(number).or_kind(Kind::InvalidArgument, || format!("process.consoleSize.{field}: {number}"))
-        };
-        self.resize(number("height", size.height())?, number("width", size.width())?)
+        match size(process)? {
+            Some(size) => tcsetwinsize(&self.master, size).or_kind(Kind::Internal, || "resize the terminal"),
+            None => Ok(()),
+        }
     }
+}
+
+/// The size that the spec wants (`process.consoleSize`).
+pub(crate) fn size(process: &Process) -> Result<Option<Winsize>> {
+    let Some(size) = process.console_size() else { return Ok(None) };
+    let number = |field: &'static str, number: u64| {
+        u16::try_from(number).or_kind(Kind::InvalidArgument, || format!("process.consoleSize.{field}: {number}"))
+    };
+    let (ws_row, ws_col) = (number("height", size.height())?, number("width", size.width())?);
+    Ok(Some(Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }))
+}
+
+/// Master and slave of a new terminal in a devpts; ENODEV for a folder of another file system. System calls only: a child
+/// that has mounted its own devpts uses it too.
+pub(crate) fn open_pair(devpts: BorrowedFd<'_>) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    if rustix::fs::fstatfs(devpts)?.f_type as u64 != DEVPTS {
+        return Err(Errno::NODEV);
+    }
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let master = openat2(devpts, c"ptmx", flags, Mode::empty(), resolve)?;
+    unlockpt(&master)?;
+    let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let slave = ioctl_tiocgptpeer(&master, peer)?;
+    Ok((master, slave))
 }
 
 impl AsFd for Console {

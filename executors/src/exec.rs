@@ -51,6 +51,8 @@ impl Container {
     /// FailedPrecondition when init has ended; else what could not be done, with the spec's field; nothing is left behind.
     pub fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Process> {
         let process = self.joining.complete(&spec.0);
+        let mappings = self.joining.mappings.as_ref();
+        mappings.map_or(Ok(()), |mappings| mappings.check(&process))?;
         let root = self.root()?;
         let payload = match self.entrypoint(&process, root.as_fd())? {
             Entrypoint::Native => Payload::Spec,
@@ -59,11 +61,11 @@ impl Container {
             }
         };
         let (stdio, console) = match stdio {
-            Stdio::Streams(streams) => (user::streams(&process, streams)?, None),
+            Stdio::Streams(streams) => (user::streams(&process, mappings, streams)?, None),
             Stdio::Terminal => {
                 let (console, slave) = open_terminal(root.as_fd())?;
                 console.resize_to(&process)?;
-                (user::terminal(&process, &slave)?, Some(console))
+                (user::terminal(&process, mappings, &slave)?, Some(console))
             }
         };
         let init = self.init.exit_fd();

@@ -6,6 +6,7 @@
 //!
 //! - `shim`: the shim alone, called as containerd calls it: start, Create, Start, Wait, Delete, Shutdown.
 //! - `ctr run`: the whole of `ctr run --rm --null-io`, with the time ctr and containerd take themselves in it.
+//! - `exec`: a further process in a running container: Exec, Start, Wait, Delete, with fifos for its streams.
 #![forbid(unsafe_code)]
 
 #[path = "../tests/e2e/harness/mod.rs"]
@@ -15,6 +16,7 @@ mod harness;
 use anyhow::{Context, Result, ensure};
 use harness::direct::Direct;
 use harness::spec::Spec;
+use harness::task::Task;
 use harness::{Containerd, Kind, Run, Runtime, isolated, leaks};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -41,20 +43,28 @@ fn main() -> Result<()> {
         let containerd = Containerd::start(line, programs, Runtime::Hybrid, &images, log)?;
         for (name, life) in [("shim", shim as Life), ("ctr run", ctr_run as Life)] {
             println!("containerd {line}, {name}: median of {rounds} lives, taking turns");
-            measure(&containerd, name, life, rounds)?;
+            measure(rounds, |index, round| {
+                let (_, runtime, kind) = CONTENDERS[index];
+                life(&containerd, runtime, kind, &format!("b{round}-{index}-{}", name.replace(' ', "-")))
+            })?;
         }
+        println!("containerd {line}, exec: median of {rounds} processes, taking turns");
+        let tasks = CONTENDERS.map(|(name, runtime, kind)| running(&containerd, runtime, kind).context(name));
+        let tasks = tasks.into_iter().collect::<Result<Vec<_>>>()?;
+        measure(rounds, |index, round| exec(&tasks[index], &format!("e{round}")))?;
+        tasks.into_iter().try_for_each(Task::end)?;
         containerd.stop()?;
     }
     leaks::remove_namespace_cgroups()
 }
 
-fn measure(containerd: &Containerd, name: &str, life: Life, rounds: usize) -> Result<()> {
+/// Times `life`, which is told whose turn it is and which round.
+fn measure(rounds: usize, life: impl Fn(usize, usize) -> Result<Duration>) -> Result<()> {
     let mut times: [Vec<Duration>; CONTENDERS.len()] = Default::default();
     // The first round warms caches, precompiled code among them, and is not counted.
     for round in 0..=rounds {
-        for (index, (contender, runtime, kind)) in CONTENDERS.into_iter().enumerate() {
-            let id = format!("b{round}-{index}-{}", name.replace(' ', "-"));
-            let time = life(containerd, runtime, kind, &id).with_context(|| format!("{contender}, round {round}"))?;
+        for (index, (contender, ..)) in CONTENDERS.iter().enumerate() {
+            let time = life(index, round).with_context(|| format!("{contender}, round {round}"))?;
             if round > 0 {
                 times[index].push(time);
             }
@@ -95,5 +105,26 @@ fn shim(containerd: &Containerd, runtime: Runtime, kind: Kind, id: &str) -> Resu
 fn ctr_run(containerd: &Containerd, runtime: Runtime, kind: Kind, id: &str) -> Result<Duration> {
     let start = Instant::now();
     Run::probe(containerd, kind, id, &["exit", "0"]).runtime(runtime).flags(&["--null-io"]).done()?;
+    Ok(start.elapsed())
+}
+
+/// A container that waits, for processes to be executed in it.
+fn running(containerd: &Containerd, runtime: Runtime, kind: Kind) -> Result<Task<'_>> {
+    let id = format!("exec-{runtime:?}-{}", kind.name()).to_lowercase();
+    let spec = Spec::default(containerd, kind, &id, &["pause"])?;
+    let direct = Direct::new(containerd, runtime, &id)?;
+    let task = Task::create(containerd, kind, direct, spec, |_| ())?;
+    task.start().context("Start")?;
+    Ok(task)
+}
+
+fn exec(task: &Task, id: &str) -> Result<Duration> {
+    let exec = task.exec(id, &["exit", "0"])?;
+    let start = Instant::now();
+    exec.add().context("Exec")?;
+    exec.start().context("Start")?;
+    let exit = exec.wait().context("Wait")?;
+    ensure!(exit.exit_status == 0, "exit status {}", exit.exit_status);
+    exec.delete().context("Delete")?;
     Ok(start.elapsed())
 }

@@ -20,6 +20,7 @@ mod stats;
 mod status;
 mod stdio;
 mod task;
+mod telemetry;
 
 use anyhow::{Context, Result, bail};
 use containerd_shim::Flags;

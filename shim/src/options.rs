@@ -1,4 +1,4 @@
-//! The runtime options of `start` and of a Create request: three forms, one checked value. docs/configuration.md has the
+//! The runtime options of `start` and of a Create request: four forms, one checked value. docs/configuration.md has the
 //! table for users.
 //!
 //! | sender | sends |
@@ -6,9 +6,11 @@
 //! | `ctr`, nerdctl | nothing for this runtime; `ctr --runtime-config-path` a `runtimeoptions.v1.Options` with the path |
 //! | the CRI plugin | `runtimeoptions.v1.Options` with the handler's TOML, if the handler has options |
 //! | clients that treat every runtime as runc | `containerd.runc.v1.Options` |
+//! | clients of containerd 1.x, `ctr` for a user namespace | `containerd.linux.runc.CreateOptions` |
 //!
 //! What hybrid does not do is refused by the option's name, as it stands in containerd's configuration.
 
+mod create;
 mod generic;
 mod table;
 
@@ -21,6 +23,7 @@ use protobuf::{Message, UnknownValueRef};
 use std::path::PathBuf;
 
 const RUNC: &str = "containerd.runc.v1.Options";
+const CREATE: &str = "containerd.linux.runc.CreateOptions";
 const GENERIC: &str = "runtimeoptions.v1.Options";
 
 /// What the options ask for. The default is what no options ask for.
@@ -84,6 +87,7 @@ pub fn parse(options: Option<&Any>) -> Result<Options> {
     };
     let raw = match bare(&options.type_url) {
         RUNC => decode_runc(&options.value)?,
+        CREATE => create::read(&options.value)?,
         GENERIC => generic::read(&options.value)?,
         _ => return Err(unimplemented(format!("runtime options of the type {:?}", options.type_url))),
     };
@@ -97,7 +101,7 @@ fn bare(type_url: &str) -> &str {
 
 /// Whether that type of message holds runtime options which [`parse`] reads.
 pub fn are_options(type_url: &str) -> bool {
-    matches!(bare(type_url), RUNC | GENERIC)
+    matches!(bare(type_url), RUNC | CREATE | GENERIC)
 }
 
 fn decode_runc(value: &[u8]) -> Result<Raw> {
@@ -227,8 +231,6 @@ mod tests {
         refused(runc(|o| o.binary_name = "crun".into()).unwrap_err(), "BinaryName (\"crun\")");
         refused(runc(|o| o.systemd_cgroup = true).unwrap_err(), "SystemdCgroup");
         refused(check(Some(&any("example.Options", vec![]))).unwrap_err(), "example.Options");
-        let old = any("containerd.linux.runc.CreateOptions", vec![]);
-        refused(check(Some(&old)).unwrap_err(), "containerd.linux.runc.CreateOptions");
         // A field of a newer containerd (number 99), and an old one of another type.
         refused(check(Some(&any("containerd.runc.v1.Options", b"\x98\x06\x01".to_vec()))).unwrap_err(), "99");
         refused(check(Some(&any("containerd.runc.v1.Options", b"\x40\x01".to_vec()))).unwrap_err(), "number 8");

@@ -6,6 +6,7 @@ use crate::logging;
 use crate::service::Service;
 use crate::socket;
 use crate::task::Tasks;
+use crate::telemetry::Telemetry;
 use anyhow::{Context, Result};
 use executors::host;
 use log::LevelFilter;
@@ -30,6 +31,8 @@ const BLOCKING_THREADS: usize = 64;
 const THREAD_KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// How long the end of the shim waits for events that are not delivered yet.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// How long it waits for spans that are not exported yet, at the same time.
+const EXPORT_LIMIT: Duration = Duration::from_secs(2);
 /// How long it then waits for answers that are not written yet.
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(1);
 
@@ -124,7 +127,12 @@ async fn serve(server: Server) -> Result<()> {
     let tasks = Tasks::new(Arc::new(Host), events.clone(), &server.namespace);
     let service = Service::new(tasks, stop.clone());
     let listener = Listener::try_from(server.listener).context("listen on the socket")?;
-    let mut ttrpc = TtrpcServer::new().add_listener(listener).register_service(service.methods());
+    let telemetry = Telemetry::from_env(&server.id, &server.namespace);
+    let methods = match &telemetry {
+        Some(telemetry) => telemetry.trace(service.methods()),
+        None => service.methods(),
+    };
+    let mut ttrpc = TtrpcServer::new().add_listener(listener).register_service(methods);
     ttrpc.start().await.context("start the ttrpc server")?;
     log::debug!("serving with pid {}", std::process::id());
 
@@ -139,7 +147,13 @@ async fn serve(server: Server) -> Result<()> {
 
     stop.request();
     ttrpc.stop_listen().await;
-    if !events.drain(DRAIN_LIMIT).await {
+    let export = async {
+        if let Some(telemetry) = &telemetry {
+            telemetry.shutdown(EXPORT_LIMIT).await;
+        }
+    };
+    let (drained, ()) = tokio::join!(events.drain(DRAIN_LIMIT), export);
+    if !drained {
         log::error!("not all events were delivered within {DRAIN_LIMIT:?}");
     }
     // Also lets the answer to Shutdown be written. After a signal, calls may wait for exits that will not come.

@@ -50,12 +50,6 @@ impl Service {
         let process = task.process(exec_id)?;
         Ok((task, process))
     }
-
-    /// For the calls that hybrid does not have; an unknown container comes first.
-    fn unimplemented<T>(&self, method: &str, id: &str) -> ttrpc::Result<T> {
-        let error = self.tasks.find(id).map(|_| unimplemented(method));
-        answer(method, id, Err(error.unwrap_or_else(|error| error)))
-    }
 }
 
 /// Answers a call: the one place where its error is logged.
@@ -81,6 +75,10 @@ async fn to_the_end<T: Send + 'static>(call: impl Future<Output = Result<T>> + S
 
 fn unimplemented(what: &str) -> Error {
     Error::new(Kind::Unimplemented, anyhow!("{what}: not implemented by {RUNTIME}"))
+}
+
+fn state_error(what: &'static str) -> Error {
+    Error::new(Kind::FailedPrecondition, anyhow!(what))
 }
 
 fn signal(number: u32) -> Result<i32> {
@@ -314,10 +312,13 @@ impl Task for Service {
         Ok(Empty::new())
     }
 
-    // What follows would be answered NotFound by the generated service, which callers read as "the task is gone".
-
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        self.unimplemented("Checkpoint", &request.id)
+        let result = self.tasks.find(&request.id).and_then(|task| match task.init.state() {
+            State::Running => Err(unimplemented("Checkpoint: dumping a task with criu")),
+            State::Created => Err(state_error("the task was not started yet: it cannot be checkpointed")),
+            State::Stopped(_) => Err(state_error("the task has ended: it cannot be checkpointed")),
+        });
+        answer("Checkpoint", &request.id, result)
     }
 }
 

@@ -6,8 +6,10 @@
 //! The conversation with the parent, over a socket pair of sequenced packets:
 //! ```text
 //! child                          parent
+//!   <---- GO ------------------    the ids of a new user namespace are mapped (only where there is one)
 //!   ----- (HOOKS, 0) --------->    its environment is there (init only, and only where the spec has hooks that see it)
 //!   <---- GO ------------------    they have run
+//!   ----- (TERMINAL, 0) ------>    with both ends of a terminal (only where the child opens it)
 //!   ----- (READY, 0) --------->    created (init only: an exec'd process goes on at once)
 //!   <---- GO ------------------    start   (init only)
 //!   ----- end of file -------->    execve happened
@@ -15,16 +17,21 @@
 //! ```
 
 use std::ffi::{CStr, CString};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::termios::{Winsize, tcsetwinsize};
 use rustix::thread::ThreadNameSpaceType;
 
 use super::filesystem::make_filesystem;
 use super::resolve::{self, Make};
 use super::step::{Plan, Program, Step, Target};
+use crate::console;
 use crate::sys::{self, MountAttr};
 
 /// What the parent sends to let the child go on.
@@ -36,7 +43,10 @@ pub(crate) const READY: u32 = u32::MAX;
 /// In place of a step's index: everything up to the hooks is done.
 pub(crate) const HOOKS: u32 = u32::MAX - 1;
 
-/// What the child reports: a step's index and why it failed, or [`READY`] or [`HOOKS`] and 0.
+/// In place of a step's index: master and slave of the terminal come with it.
+pub(crate) const TERMINAL: u32 = u32::MAX - 2;
+
+/// What the child reports: a step's index and why it failed, or one of the words above and 0.
 pub(crate) struct Report {
     pub step: u32,
     pub errno: i32,
@@ -69,13 +79,16 @@ struct Context<'a> {
     mask: Option<BorrowedFd<'a>>,
     /// The mount tree that the runner's guest gets to see.
     guest_root: Option<BorrowedFd<'a>>,
+    /// The slave of the terminal that was opened here.
+    terminal: Option<BorrowedFd<'a>>,
     /// Which of the program's candidates to execute.
     found: usize,
 }
 
 /// Runs the plan. Returns only when something failed, with the exit code.
 pub(crate) fn run(plan: &Plan, parent: BorrowedFd<'_>) -> i32 {
-    let mut context = Context { plan, parent, rootfs: None, attached: None, mask: None, guest_root: None, found: 0 };
+    let mut context =
+        Context { plan, parent, rootfs: None, attached: None, mask: None, guest_root: None, terminal: None, found: 0 };
     let failure = match sys::reset_signals() {
         Err(errno) => (0, errno),
         Ok(()) => match run_steps(&mut context) {
@@ -106,6 +119,12 @@ impl<'a> Context<'a> {
             Step::Session => rustix::process::setsid().map(drop),
             Step::DieWithParent => {
                 rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            }
+            Step::AwaitMappings => self.await_go(),
+            Step::EnterFolder(path) => rustix::process::chdir(path.as_c_str()),
+            Step::BecomeRoot => {
+                rustix::thread::set_thread_groups(&[])?;
+                become_user(0, 0)
             }
             Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
             Step::JoinContainer(init, kinds) => rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds),
@@ -169,12 +188,12 @@ impl<'a> Context<'a> {
             Step::MoveRoot { others } => self.move_root(others),
             Step::RootfsPropagation(propagation) => rustix::mount::mount_change(c"/", propagation_flags(*propagation)),
             Step::Stdio { fds, uid } => stdio(fds, *uid),
-            Step::Terminal { slave, uid } => terminal(slave, *uid),
-            Step::Console(slave) => {
-                let console = clone_tree(slave.as_fd(), false)?;
-                let target = resolve::open_or_make(self.rootfs()?, c"/dev/console", Make::File)?;
-                attach_at(console, sys::leak(target))
-            }
+            Step::Terminal { slave, uid } => match slave.as_ref().map(AsFd::as_fd).or(self.terminal) {
+                Some(slave) => terminal(slave, *uid),
+                None => Err(Errno::BADF),
+            },
+            Step::Console(slave) => self.mount_console(slave.as_fd()),
+            Step::OpenTerminal { size } => self.open_terminal(*size),
             Step::Rlimit(resource, limit) => rustix::process::setrlimit(*resource, *limit),
             Step::AppArmor(profile) => {
                 match write_proc(c"/proc/thread-self/attr/apparmor/exec", profile.to_bytes()) {
@@ -200,6 +219,7 @@ impl<'a> Context<'a> {
                 Ok(())
             }
             Step::Cwd(path) => rustix::process::chdir(path.as_c_str()),
+            Step::CwdOf(folder) => rustix::process::fchdir(folder),
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
             Step::Seccomp { program, flags } => sys::seccomp_filter(program, *flags),
             Step::FindProgram => self.find_program(),
@@ -246,10 +266,14 @@ impl<'a> Context<'a> {
         numbers.copied().try_for_each(&mut close_up_to)
     }
 
-    /// Reports how far this process is, and waits for the parent's word. End of file means that the parent is gone, and
-    /// this process with it.
+    /// Reports how far this process is, and waits for the parent's word.
     fn pause(&self, at: u32) -> Result<()> {
         rustix::io::write(self.parent, &Report { step: at, errno: 0 }.to_bytes())?;
+        self.await_go()
+    }
+
+    /// Waits for the parent's word. End of file means that the parent is gone, and this process with it.
+    fn await_go(&self) -> Result<()> {
         let mut word = [0u8; 1];
         loop {
             match rustix::io::read(self.parent, &mut word) {
@@ -259,6 +283,29 @@ impl<'a> Context<'a> {
                 Err(errno) => return Err(errno),
             }
         }
+    }
+
+    fn mount_console(&self, slave: BorrowedFd<'_>) -> Result<()> {
+        let console = clone_tree(slave, false)?;
+        let target = resolve::open_or_make(self.rootfs()?, c"/dev/console", Make::File)?;
+        attach_at(console, sys::leak(target))
+    }
+
+    fn open_terminal(&mut self, size: Option<Winsize>) -> Result<()> {
+        let devpts = resolve::open(self.rootfs()?, c"/dev/pts", OFlags::DIRECTORY)?;
+        let (master, slave) = console::open_pair(sys::leak(devpts))?;
+        let (master, slave) = (sys::leak(master), sys::leak(slave));
+        if let Some(size) = size {
+            tcsetwinsize(master, size)?;
+        }
+        let ends = [master, slave];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&ends));
+        let report = Report { step: TERMINAL, errno: 0 }.to_bytes();
+        rustix::net::sendmsg(self.parent, &[IoSlice::new(&report)], &mut control, SendFlags::NOSIGNAL)?;
+        self.terminal = Some(slave);
+        self.mount_console(slave)
     }
 
     fn rootfs(&self) -> Result<BorrowedFd<'a>> {
@@ -514,10 +561,13 @@ fn stdio(fds: &[OwnedFd; 3], uid: u32) -> Result<()> {
 }
 
 /// Makes the terminal this session's controlling one, its three standard descriptors, and the user's.
-fn terminal(slave: &OwnedFd, uid: u32) -> Result<()> {
+fn terminal(slave: BorrowedFd<'_>, uid: u32) -> Result<()> {
     rustix::process::ioctl_tiocsctty(slave)?;
-    rustix::fs::fchown(slave, Some(Uid::from_raw(uid)), None)?;
-    (0..3).try_for_each(|number| sys::dup2(slave.as_fd(), number))
+    // In a user namespace the parent has seen to it where this process may not.
+    if rustix::fs::fstat(slave)?.st_uid != uid {
+        rustix::fs::fchown(slave, Some(Uid::from_raw(uid)), None)?;
+    }
+    (0..3).try_for_each(|number| sys::dup2(slave, number))
 }
 
 /// Opens `path` below `directory`, which is known to be procfs, and writes all of `value` at once.

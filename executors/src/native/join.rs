@@ -15,6 +15,7 @@ use super::plan::{self, Payload};
 use super::seccomp::Filter;
 use super::step::{Plan, Step};
 use super::user;
+use super::user_namespace::{IdMappings, raised};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result};
@@ -26,6 +27,8 @@ pub(crate) struct Joining {
     keyring: Option<String>,
     /// Every namespace of the spec, whether it was made or joined: init is in it.
     namespaces: ThreadNameSpaceType,
+    /// What the container's ids are on the host, where it has a user namespace.
+    pub mappings: Option<IdMappings>,
     /// The container's seccomp filter, which holds for every process in it.
     filter: Option<Filter>,
     /// What holds for a process whose own spec does not say.
@@ -45,6 +48,7 @@ impl Joining {
             (N::Ipc, T::INTER_PROCESS_COMMUNICATION),
             (N::Uts, T::HOST_NAME_AND_NIS_DOMAIN_NAME),
             (N::Cgroup, T::CONTROL_GROUP),
+            (N::User, T::USER),
         ];
         let listed = kinds.into_iter().filter(|(kind, _)| bundle.namespace(*kind).is_some());
         let mut defaults = bundle.process().clone();
@@ -52,6 +56,7 @@ impl Joining {
         Joining {
             keyring: (!options.no_new_keyring).then(|| bundle.id().to_owned()),
             namespaces: listed.fold(T::empty(), |all, (_, flag)| all | flag),
+            mappings: IdMappings::of(bundle),
             filter,
             defaults,
             writable_of_the_kernel: writable_of_the_kernel(bundle).map(Path::to_owned).collect(),
@@ -100,22 +105,29 @@ impl Joining {
         let mut steps = Vec::new();
         plan::enter_cgroup(cgroup, process, &mut steps)?;
         plan::apparmor(process, &mut steps)?;
-        self.enter(init, &mut steps)?;
+        self.enter(process, init, &mut steps)?;
         if matches!(payload, Payload::Runner { .. }) {
             let readonly = self.writable_of_the_kernel.iter().map(|path| cstring(path)).collect::<Result<_>>()?;
             steps.push(Step::GuestRootOfContainer { readonly, init: duplicate(init)? });
         }
         user::rlimits(process, &mut steps);
-        user::compile(process, self.filter.as_ref(), stdio, &mut steps)?;
+        user::compile(process, self.mappings.is_some(), self.filter.as_ref(), stdio, &mut steps)?;
         plan::program(process, payload, environment, self.filter.as_ref(), None, steps)
     }
 
     /// A session of its own in the container's namespaces, but for that of pids, which takes a clone.
-    pub fn enter(&self, init: BorrowedFd<'_>, steps: &mut Vec<Step>) -> Result<()> {
+    pub fn enter(&self, process: &Process, init: BorrowedFd<'_>, steps: &mut Vec<Step>) -> Result<()> {
         steps.push(Step::Session);
         let namespaces = self.namespaces - ThreadNameSpaceType::PROCESS_ID;
+        if self.mappings.is_some() {
+            // Only the host's root may.
+            steps.extend(raised(process).into_iter().map(|(resource, limit)| Step::Rlimit(resource, limit)));
+        }
         if !namespaces.is_empty() {
             steps.push(Step::JoinContainer(duplicate(init)?, namespaces));
+        }
+        if self.mappings.is_some() {
+            steps.push(Step::BecomeRoot);
         }
         if let Some(id) = &self.keyring {
             steps.push(plan::keyring(id)?);

@@ -1,13 +1,17 @@
 //! The parent's half: clones the child and turns what it reports into words.
 
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
+};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::child::{self, GO, HOOKS, READY, Report};
+use super::child::{self, GO, HOOKS, READY, Report, TERMINAL};
 use super::plan::Namespaces;
 use super::step::{Plan, Step};
 use crate::cgroup::Cgroup;
@@ -28,16 +32,31 @@ pub(crate) fn launch(
     hooks: impl FnOnce(u32, BorrowedFd<'_>) -> Result<()>,
 ) -> Result<Process> {
     let birth = cgroup.birth()?;
-    let pid_namespace = namespaces.pid.as_ref().map(AsFd::as_fd);
-    let (child, socket) = clone(&plan, namespaces.flags, pid_namespace, birth.as_ref().map(AsFd::as_fd))
+    let born_in: Vec<_> = namespaces.born_in.iter().map(|(namespace, kind)| (namespace.as_fd(), *kind)).collect();
+    let (child, socket) = clone(&plan, namespaces.flags, &born_in, birth.as_ref().map(AsFd::as_fd))
         .or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?;
-    let mut report = receive(&socket)?;
-    if let (Some(Report { step: HOOKS, .. }), Some(child)) = (&report, child.get()) {
-        hooks(child.pid, child.pidfd.as_fd())?;
-        go(&socket)?;
-        report = receive(&socket)?;
+    if let (Some(user), Some(pid)) = (&namespaces.user, child.get().map(|child| child.pid)) {
+        user.settle(pid)?;
+        // If it is gone, what comes next says so.
+        let _ = go(&socket);
     }
-    match report {
+    if plan.steps.iter().any(|step| matches!(step, Step::AwaitHooks { .. })) {
+        match (receive(&socket)?, child.get()) {
+            (Some(Report { step: HOOKS, .. }), Some(child)) => hooks(child.pid, child.pidfd.as_fd())?,
+            (Some(report), _) => return Err(explain(&report, &Words::all(&plan))),
+            (None, _) => return Err(died(cgroup)),
+        }
+        go(&socket)?;
+    }
+    let console = match plan.steps.iter().any(|step| matches!(step, Step::OpenTerminal { .. })) {
+        true => match receive_terminal(&socket)? {
+            Received::Terminal(console) => Some(console),
+            Received::Report(report) => return Err(explain(&report, &Words::all(&plan))),
+            Received::Nothing => return Err(died(cgroup)),
+        },
+        false => console,
+    };
+    match receive(&socket)? {
         Some(Report { step: READY, .. }) => {}
         Some(report) => return Err(explain(&report, &Words::all(&plan))),
         None => return Err(died(cgroup)),
@@ -62,8 +81,9 @@ pub(crate) fn exec(
     console: Option<Console>,
 ) -> Result<Process> {
     let mut births = births.iter().map(AsFd::as_fd).peekable();
+    let born_in: Vec<_> = pid_namespace.map(|init| (init, ThreadNameSpaceType::PROCESS_ID)).into_iter().collect();
     let (child, socket) = loop {
-        match clone(&plan, 0, pid_namespace, births.next()) {
+        match clone(&plan, 0, &born_in, births.next()) {
             // A cgroup of v2 that hands controllers on takes no processes (cgroup-v2.rst, "No Internal Process Constraint").
             Err(Errno::BUSY | Errno::NOENT) if births.peek().is_some() => {}
             made => break made.or_kind(Kind::Unavailable, || "clone3")?,
@@ -83,11 +103,11 @@ pub(crate) fn exec(
 fn clone(
     plan: &Plan,
     flags: i32,
-    pid_namespace: Option<BorrowedFd<'_>>,
+    born_in: &[(BorrowedFd<'_>, ThreadNameSpaceType)],
     cgroup: Option<BorrowedFd<'_>>,
 ) -> rustix::io::Result<(Unfinished, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let _born_in = BirthNamespace::enter(pid_namespace)?;
+    let _born_in = BirthNamespaces::enter(born_in)?;
     let run = || {
         // The parent's end must not be open here: else end of file, its sign that this process is gone, never comes.
         sys::close(ours.as_raw_fd());
@@ -97,30 +117,46 @@ fn clone(
     Ok((child, ours))
 }
 
-/// While it lives, children of this thread are born in another pid namespace (pid_namespaces(7)).
-struct BirthNamespace(Option<OwnedFd>);
+/// While it lives, children of this thread are born in other namespaces. It keeps the way back. For its own pid namespace a
+/// thread has only that of its children to change (pid_namespaces(7)); in the others it is itself for that time.
+struct BirthNamespaces(Vec<(OwnedFd, ThreadNameSpaceType)>);
 
-impl BirthNamespace {
-    /// `namespace` is a descriptor of a pid namespace, or the pidfd of a process in it (setns(2)).
-    fn enter(namespace: Option<BorrowedFd<'_>>) -> rustix::io::Result<Self> {
-        let Some(namespace) = namespace else { return Ok(Self(None)) };
-        let own =
-            rustix::fs::open("/proc/thread-self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
-        move_into_thread_name_spaces(namespace, ThreadNameSpaceType::PROCESS_ID)?;
-        Ok(Self(Some(own)))
+impl BirthNamespaces {
+    /// Each is a descriptor of a namespace of that kind, or the pidfd of a process in it (setns(2)).
+    fn enter(namespaces: &[(BorrowedFd<'_>, ThreadNameSpaceType)]) -> rustix::io::Result<Self> {
+        let mut entered = Self(Vec::new());
+        for (namespace, kind) in namespaces {
+            let own = rustix::fs::open(own_namespace(*kind)?, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            move_into_thread_name_spaces(*namespace, *kind)?;
+            entered.0.push((own, *kind));
+        }
+        Ok(entered)
     }
 }
 
-impl Drop for BirthNamespace {
+impl Drop for BirthNamespaces {
     fn drop(&mut self) {
-        if let Some(own) = self.0.take()
-            && let Err(errno) = move_into_thread_name_spaces(own.as_fd(), ThreadNameSpaceType::PROCESS_ID)
-        {
-            // Later children of this thread would be born in a container.
-            log::error!("return to the own pid namespace: {errno}");
-            std::process::abort();
+        while let Some((own, kind)) = self.0.pop() {
+            if let Err(errno) = move_into_thread_name_spaces(own.as_fd(), kind) {
+                // This thread, or its later children, would be in a container.
+                log::error!("return to the own namespace {kind:?}: {errno}");
+                std::process::abort();
+            }
         }
     }
+}
+
+/// Where a thread finds its namespace of a kind (namespaces(7)); EINVAL for those that a thread can't change and come back.
+fn own_namespace(kind: ThreadNameSpaceType) -> rustix::io::Result<&'static str> {
+    use ThreadNameSpaceType as T;
+    let kinds = [
+        (T::PROCESS_ID, "/proc/thread-self/ns/pid"),
+        (T::NETWORK, "/proc/thread-self/ns/net"),
+        (T::INTER_PROCESS_COMMUNICATION, "/proc/thread-self/ns/ipc"),
+        (T::HOST_NAME_AND_NIS_DOMAIN_NAME, "/proc/thread-self/ns/uts"),
+        (T::CONTROL_GROUP, "/proc/thread-self/ns/cgroup"),
+    ];
+    kinds.into_iter().find(|(known, _)| *known == kind).map(|(_, path)| path).ok_or(Errno::INVAL)
 }
 
 /// What the steps and the program are called, for the time when the plan itself is gone.
@@ -255,5 +291,43 @@ fn receive(socket: &OwnedFd) -> Result<Option<Report>> {
             Err(errno) => return Err(errno).or_kind(Kind::Internal, || "read the child's report"),
             Ok(_) => return Ok(Some(Report::from_bytes(bytes))),
         }
+    }
+}
+
+/// What comes from a child that opens its terminal itself.
+enum Received {
+    Terminal(Console),
+    Report(Report),
+    Nothing,
+}
+
+/// The next report, of a child that is to send its terminal.
+fn receive_terminal(socket: &OwnedFd) -> Result<Received> {
+    let what = || "process.terminal: receive the terminal";
+    let mut bytes = [0; Report::SIZE];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let length = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            Err(Errno::CONNRESET) => return Ok(Received::Nothing),
+            received => break received.or_kind(Kind::Internal, what)?.bytes,
+        }
+    };
+    if length == 0 {
+        return Ok(Received::Nothing);
+    }
+    let report = Report::from_bytes(bytes);
+    if report.step != TERMINAL {
+        return Ok(Received::Report(report));
+    }
+    let mut ends = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let mut ends = ends.by_ref().flatten();
+    match (ends.next(), ends.next()) {
+        (Some(master), Some(slave)) => Ok(Received::Terminal(Console::from_pair(master, slave))),
+        _ => bail!(Internal, "process.terminal: it did not come with the child's report"),
     }
 }

@@ -20,3 +20,4 @@ pub(crate) mod resolve;
 pub(crate) mod seccomp;
 pub(crate) mod step;
 pub(crate) mod user;
+pub(crate) mod user_namespace;

@@ -1,5 +1,6 @@
 //! A spec's mounts → steps. Whatever the parent can make is made here as a detached tree (binds, tmpfs, devpts, cgroups);
-//! the child makes only what shows its own namespaces (proc, sysfs, mqueue).
+//! the child makes only what shows its own namespaces (proc, sysfs, mqueue), and with a user namespace what has ids (tmpfs,
+//! devpts).
 //!
 //! Source: OCI runtime spec, config.md "Mounts"; mount_setattr(2), open_tree(2).
 
@@ -68,6 +69,10 @@ fn one(
     match fstype {
         "" | "none" => bail!(InvalidArgument, "type is missing"),
         "proc" | "sysfs" | "mqueue" => in_the_child(mount, fstype, &options, steps),
+        // Whose ids are those of the user namespace that it is made in.
+        "tmpfs" | "ramfs" | "devpts" if is_mapped(bundle) => {
+            in_the_child(mount, fstype, &writable(mount, fstype, &options, last)?, steps)
+        }
         "cgroup" | "cgroup2" => cgroup(bundle, mount, &options, group, steps, last),
         _ => filesystem(mount, fstype, &options, steps, last),
     }
@@ -101,7 +106,7 @@ fn in_the_child(mount: &Mount, fstype: &str, options: &Options, steps: &mut Vec<
     let filesystem =
         NewFilesystem::new(fstype, source(mount, fstype), options).or_kind(Kind::InvalidArgument, || "options")?;
     // proc and sysfs where an image put a symlink would be somewhere else than the paths to be masked.
-    let no_symlinks = fstype != "mqueue";
+    let no_symlinks = matches!(fstype, "proc" | "sysfs");
     steps.push(Step::MountNew { filesystem, at: target(mount.destination(), Make::Directory, no_symlinks)? });
     for (propagation, recursive) in &options.propagation {
         let attr = MountAttr { propagation: *propagation, ..MountAttr::default() };
@@ -118,12 +123,7 @@ fn filesystem(
     steps: &mut Vec<Step>,
     last: &mut Vec<Step>,
 ) -> Result<()> {
-    let mut options = options.clone();
-    if fstype == "tmpfs" && options.attr.set & libc::MOUNT_ATTR_RDONLY != 0 {
-        // Other mounts may have to make their targets in it first.
-        options.attr.set &= !libc::MOUNT_ATTR_RDONLY;
-        last.push(Step::ReadonlyMount(cstring(mount.destination())?));
-    }
+    let options = writable(mount, fstype, options, last)?;
     let source = source(mount, fstype);
     let filesystem = NewFilesystem::new(fstype, source, &options).or_kind(Kind::InvalidArgument, || "options")?;
     let tree = make_filesystem(&filesystem).or_kind(Kind::InvalidArgument, || format!("mount {fstype} {source:?}"))?;
@@ -134,6 +134,21 @@ fn filesystem(
     }
     steps.push(Step::Attach { tree, at: target(mount.destination(), Make::Directory, false)? });
     Ok(())
+}
+
+/// The options without `ro` for a tmpfs, which then is a last step: other mounts may have to make their targets in it first.
+fn writable(mount: &Mount, fstype: &str, options: &Options, last: &mut Vec<Step>) -> Result<Options> {
+    let mut options = options.clone();
+    if fstype == "tmpfs" && options.attr.set & libc::MOUNT_ATTR_RDONLY != 0 {
+        options.attr.set &= !libc::MOUNT_ATTR_RDONLY;
+        last.push(Step::ReadonlyMount(cstring(mount.destination())?));
+    }
+    Ok(options)
+}
+
+/// Whether the container's root is another on the host.
+fn is_mapped(bundle: &Bundle) -> bool {
+    bundle.namespace(LinuxNamespaceType::User).is_some()
 }
 
 /// The container's own cgroups: on v2 one folder, on v1 a tmpfs with one for each hierarchy.
@@ -162,8 +177,13 @@ fn cgroup(
     }
     let tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned)).unwrap_or_default();
     let filesystem = NewFilesystem::new("tmpfs", "tmpfs", &tmpfs).or_kind(Kind::Internal, || "options")?;
-    let tree = make_filesystem(&filesystem).or_kind(Kind::Internal, || "mount tmpfs")?;
-    steps.push(Step::Attach { tree, at: target(at, Make::Directory, false)? });
+    let at_root = target(at, Make::Directory, false)?;
+    steps.push(if is_mapped(bundle) {
+        Step::MountNew { filesystem, at: at_root }
+    } else {
+        let tree = make_filesystem(&filesystem).or_kind(Kind::Internal, || "mount tmpfs")?;
+        Step::Attach { tree, at: at_root }
+    });
     for hierarchy in cgroup.hierarchies() {
         let tree = bind(&hierarchy.path, Recursive::No)?;
         steps.push(Step::Attach { tree, at: target(&at.join(&hierarchy.name), Make::Directory, false)? });

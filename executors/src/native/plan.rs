@@ -8,8 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
+use rustix::thread::ThreadNameSpaceType;
 
 use super::filesystem::NewFilesystem;
 use super::mounts::{self, cstring};
@@ -19,9 +20,10 @@ use super::resolve::Make;
 use super::seccomp::Filter;
 use super::step::{Called, Plan, Program, Step, Target};
 use super::user;
+use super::user_namespace::{IdMappings, Settle};
 use crate::bundle::{Bundle, args, variable};
 use crate::cgroup::Cgroup;
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::error::{OrKind, Result, bail};
 use crate::hooks::Hooks;
 use crate::rootfs::{Rootfs, open_inside};
@@ -32,8 +34,11 @@ use crate::{CreateOptions, Kind, Stdio};
 pub(crate) struct Namespaces {
     /// CLONE_NEW* of the namespaces to make.
     pub flags: i32,
-    /// The pid namespace to be born in, where the spec names one.
-    pub pid: Option<OwnedFd>,
+    /// The namespaces to be born in, of those that the spec names: the pid namespace, and with a user namespace all, as the
+    /// child could not join the host's from in there.
+    pub born_in: Vec<(OwnedFd, ThreadNameSpaceType)>,
+    /// What is to be done for the child in its new user namespace, if it gets one.
+    pub user: Option<Settle>,
 }
 
 /// What the payload is: the image's program, or our runner with what it needs.
@@ -68,9 +73,14 @@ pub(crate) fn compile(
     let process = bundle.process();
     let environment = environment(process, rootfs.tree());
     let mut steps = Vec::new();
+    let mappings = IdMappings::of(bundle);
     enter_cgroup(cgroup, process, &mut steps)?;
+    if mappings.is_some() {
+        // The parent does it.
+        steps.retain(|step| !matches!(step, Step::OomScore(_)));
+    }
     steps.push(Step::Session);
-    let namespaces = namespaces(bundle, &mut steps)?;
+    let namespaces = namespaces(bundle, mappings.as_ref(), &mut steps)?;
     if !options.no_new_keyring {
         steps.push(keyring(bundle.id())?);
     }
@@ -85,7 +95,7 @@ pub(crate) fn compile(
         // Before the container has mounts, which this must not change.
         steps.push(move_root::isolate());
     }
-    let (stdio, console) = file_systems(bundle, rootfs, cgroup, stdio, for_guest, &mut steps)?;
+    let (stdio, console) = file_systems(bundle, mappings.as_ref(), rootfs, cgroup, stdio, for_guest, &mut steps)?;
     user::rlimits(process, &mut steps);
     apparmor(process, &mut steps)?;
     // From here on the container's root is "/".
@@ -95,7 +105,7 @@ pub(crate) fn compile(
         steps.push(Step::RootfsPropagation(flags | recursive));
     }
     let filter = bundle.linux().seccomp().as_ref().map(Filter::new).transpose()?.flatten();
-    user::compile(process, filter.as_ref(), stdio, &mut steps)?;
+    user::compile(process, mappings.is_some(), filter.as_ref(), stdio, &mut steps)?;
     let mut plan = program(process, payload, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)?;
     plan.keep_through_hooks();
     Ok(Compiled { namespaces, plan, console, filter })
@@ -167,15 +177,33 @@ pub(super) fn keyring(id: &str) -> Result<Step> {
 }
 
 /// Namespaces to make become clone flags, those to join become steps.
-fn namespaces(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<Namespaces> {
+fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: &mut Vec<Step>) -> Result<Namespaces> {
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Time, User, Uts};
-    let mut namespaces = Namespaces { flags: 0, pid: None };
-    for (kind, name) in
-        [(Network, "network"), (Ipc, "ipc"), (Uts, "uts"), (Pid, "pid"), (Cgroup, "cgroup"), (Mount, "mount")]
-    {
+    use ThreadNameSpaceType as T;
+    let mut namespaces = Namespaces { flags: 0, born_in: Vec::new(), user: None };
+    if let Some(mappings) = mappings {
+        namespaces.flags |= libc::CLONE_NEWUSER;
+        namespaces.user = Some(Settle::new(mappings.clone(), bundle.process()));
+        steps.push(Step::AwaitMappings);
+        // The folders down to it need not be open to the container's ids.
+        if let Some(folder) = bundle.root().parent() {
+            steps.push(Step::EnterFolder(cstring(folder)?));
+        }
+        steps.push(Step::BecomeRoot);
+    }
+    for (kind, name, flag) in [
+        (Network, "network", T::NETWORK),
+        (Ipc, "ipc", T::INTER_PROCESS_COMMUNICATION),
+        (Uts, "uts", T::HOST_NAME_AND_NIS_DOMAIN_NAME),
+        (Pid, "pid", T::PROCESS_ID),
+        (Cgroup, "cgroup", T::CONTROL_GROUP),
+        (Mount, "mount", T::MOUNT),
+    ] {
         match (kind, bundle.namespace(kind)) {
             (_, None) => {}
-            (Pid, Some(Some(path))) => namespaces.pid = Some(open_namespace(path, name)?),
+            (_, Some(Some(path))) if kind == Pid || mappings.is_some() => {
+                namespaces.born_in.push((open_namespace(path, name)?, flag));
+            }
             (_, Some(Some(path))) => steps.push(Step::Join(open_namespace(path, name)?, name)),
             // Made once the process is in its cgroup.
             (Cgroup, Some(None)) => {}
@@ -187,7 +215,7 @@ fn namespaces(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<Namespaces> {
             (Uts, Some(None)) => namespaces.flags |= libc::CLONE_NEWUTS,
             (Pid, Some(None)) => namespaces.flags |= libc::CLONE_NEWPID,
             (Mount, Some(None)) => namespaces.flags |= libc::CLONE_NEWNS,
-            // Refused when the bundle was opened.
+            // The one is above, the other was refused when the bundle was opened.
             (User | Time, _) => {}
         }
     }
@@ -230,6 +258,7 @@ fn host_names(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
 /// Returns the step that sets up stdio: a terminal is of the container's own devpts.
 fn file_systems(
     bundle: &Bundle,
+    mappings: Option<&IdMappings>,
     rootfs: Rootfs,
     cgroup: &Cgroup,
     stdio: Stdio,
@@ -253,18 +282,20 @@ fn file_systems(
     // on the host, and pivot_root refuses it.
     let attr = MountAttr { propagation: root, ..MountAttr::default() };
     sys::mount_setattr(tree.as_fd(), true, &attr).or_kind(Kind::Internal, || "propagation of the rootfs")?;
-    steps.push(Step::AttachRootfs { tree, at: cstring(&at)? });
+    // With a user namespace from the folder that was entered for it.
+    let at = at.file_name().map(Path::new).filter(|_| mappings.is_some()).unwrap_or(&at);
+    steps.push(Step::AttachRootfs { tree, at: cstring(at)? });
     mounts::compile(bundle, cgroup, base, steps)?;
     if !binds_dev(bundle) {
-        devices(bundle, steps)?;
+        devices(bundle, mappings.is_some(), steps)?;
     }
     if Hooks::see_create(bundle) {
         // As with runc they find everything writable that the container will find masked or read-only.
         steps.push(Step::AwaitHooks { keep: Vec::new() });
     }
     let stdio = match stdio {
-        Stdio::Streams(streams) => (user::streams(bundle.process(), streams)?, None),
-        Stdio::Terminal => terminal(bundle.process(), steps).map(|(step, console)| (step, Some(console)))?,
+        Stdio::Streams(streams) => (user::streams(bundle.process(), mappings, streams)?, None),
+        Stdio::Terminal => terminal(bundle.process(), mappings, steps)?,
     };
     let linux = bundle.linux();
     for path in linux.masked_paths().iter().flatten() {
@@ -285,7 +316,20 @@ fn file_systems(
 
 /// Makes the terminal: in the container's devpts, whose mount is one of the steps, or where it has none of its own in the
 /// host's.
-fn terminal(process: &Process, steps: &mut Vec<Step>) -> Result<(Step, Console)> {
+fn terminal(
+    process: &Process,
+    mappings: Option<&IdMappings>,
+    steps: &mut Vec<Step>,
+) -> Result<(Step, Option<Console>)> {
+    let is_new_devpts = |step: &Step| {
+        matches!(step, Step::MountNew { filesystem, at }
+            if filesystem.fstype.as_c_str() == c"devpts" && at.path.as_c_str() == c"/dev/pts")
+    };
+    if steps.iter().any(is_new_devpts) {
+        // It is not there yet.
+        steps.push(Step::OpenTerminal { size: console::size(process)? });
+        return Ok((Step::Terminal { slave: None, uid: process.user().uid() }, None));
+    }
     let devpts = steps.iter().rev().find_map(|step| match step {
         Step::Attach { tree, at } if at.path.as_c_str() == c"/dev/pts" => Some(tree.as_fd()),
         _ => None,
@@ -310,7 +354,7 @@ fn terminal(process: &Process, steps: &mut Vec<Step>) -> Result<(Step, Console)>
     };
     console.resize_to(process)?;
     steps.push(mount);
-    Ok((user::terminal(process, &slave)?, console))
+    Ok((user::terminal(process, mappings, &slave)?, Some(console)))
 }
 
 fn rootfs_propagation(bundle: &Bundle) -> Result<Option<(u64, Recursive)>> {
@@ -333,7 +377,9 @@ fn binds_dev(bundle: &Bundle) -> bool {
 
 /// Device nodes: those that the spec supplies by default, then its own; and the usual symlinks (config-linux.md,
 /// "Default Devices"; runtime-linux.md "Dev symbolic links").
-fn devices(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
+///
+/// In a user namespace device nodes can't be made and would not be ones: the host's are mounted (user_namespaces(7)).
+fn devices(bundle: &Bundle, mapped: bool, steps: &mut Vec<Step>) -> Result<()> {
     const DEFAULT: [(&str, u32, u32); 6] = [
         ("/dev/null", 1, 3),
         ("/dev/zero", 1, 5),
@@ -347,16 +393,18 @@ fn devices(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
         if own.iter().any(|device| device.path() == Path::new(path)) {
             continue;
         }
-        steps.push(Step::Device {
+        let node = Step::Device {
             path: text(path, "linux.devices")?,
             mode: libc::S_IFCHR | 0o666,
             device: rustix::fs::makedev(major, minor),
             uid: 0,
             gid: 0,
-        });
+        };
+        steps.push(if mapped { of_the_host(node)? } else { node });
     }
     for device in own {
-        steps.push(node(device)?);
+        let node = node(device)?;
+        steps.push(if mapped { of_the_host(node)? } else { node });
     }
     const LINKS: [(&str, &str); 5] = [
         ("/proc/self/fd", "/dev/fd"),
@@ -387,6 +435,31 @@ fn node(device: &LinuxDevice) -> Result<Step> {
         uid: device.uid().unwrap_or(0),
         gid: device.gid().unwrap_or(0),
     })
+}
+
+/// The host's node of the same path in place of one to make, with the host's owner and mode. A fifo is made as ever.
+fn of_the_host(node: Step) -> Result<Step> {
+    let Step::Device { path, mode, device, .. } = &node else { return Ok(node) };
+    let kind = FileType::from_raw_mode(*mode);
+    if kind == FileType::Fifo {
+        return Ok(node);
+    }
+    let what = || format!("linux.devices: {}: open the host's", path.to_string_lossy());
+    let file =
+        rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).or_kind(Kind::InvalidArgument, what)?;
+    let stat = rustix::fs::fstat(&file).or_kind(Kind::Internal, what)?;
+    if (FileType::from_raw_mode(stat.st_mode), stat.st_rdev) != (kind, *device) {
+        bail!(
+            Unimplemented,
+            "linux.devices: {}: on the host it is another file, and in a user namespace none can be made",
+            path.to_string_lossy()
+        );
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(&file, c"", flags).or_kind(Kind::Internal, what)?;
+    let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    sys::mount_setattr(tree.as_fd(), false, &private).or_kind(Kind::Internal, what)?;
+    Ok(Step::Attach { tree, at: Target { path: path.clone(), make: Make::File, no_symlinks: false } })
 }
 
 /// To be run while the host's /proc is in sight: that of the container may be anything.

@@ -7,6 +7,7 @@ use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::process::{Resource, Rlimit};
+use rustix::termios::Winsize;
 use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType};
 
 use super::filesystem::NewFilesystem;
@@ -44,6 +45,12 @@ pub(crate) enum Step {
     Session,
     /// SIGKILL when the thread that made this process ends (PR_SET_PDEATHSIG): a hook of a dead shim is nobody's.
     DieWithParent,
+    /// Wait until the parent has mapped the ids of the new user namespace.
+    AwaitMappings,
+    /// Enter a folder of the host, while this process still owns what the host's root does.
+    EnterFolder(CString),
+    /// Become the root of the user namespace, in no other groups: who the files are that it makes.
+    BecomeRoot,
     /// Join the namespace behind the descriptor. The text says which, for errors.
     Join(OwnedFd, &'static str),
     /// Join these namespaces (CLONE_NEW*) of the process behind the pidfd.
@@ -132,11 +139,16 @@ pub(crate) enum Step {
     },
     /// The three standard descriptors are this terminal, which becomes the session's controlling one and the user's own.
     Terminal {
-        slave: OwnedFd,
+        /// None: that of `OpenTerminal`.
+        slave: Option<OwnedFd>,
         uid: u32,
     },
     /// Mount the terminal at /dev/console.
     Console(OwnedFd),
+    /// Open a terminal in the devpts that this process has mounted, send it to the parent, mount it at /dev/console.
+    OpenTerminal {
+        size: Option<Winsize>,
+    },
     Rlimit(Resource, Rlimit),
     /// AppArmor profile for the next execve(2).
     AppArmor(CString),
@@ -157,6 +169,8 @@ pub(crate) enum Step {
     },
     Umask(u32),
     Cwd(CString),
+    /// The same for a folder of other namespaces.
+    CwdOf(OwnedFd),
     NoNewPrivileges,
     Seccomp {
         program: std::sync::Arc<BpfProgram>,
@@ -176,10 +190,10 @@ impl Step {
         match self {
             Step::JoinCgroups(fds) => fds.iter().map(AsRawFd::as_raw_fd).collect(),
             Step::Stdio { fds, .. } => fds.iter().map(AsRawFd::as_raw_fd).collect(),
-            Step::Join(fd, _) | Step::JoinContainer(fd, _) | Step::Console(fd) => one(fd),
+            Step::Join(fd, _) | Step::JoinContainer(fd, _) | Step::Console(fd) | Step::CwdOf(fd) => one(fd),
             Step::AttachRootfs { tree, .. } | Step::Attach { tree, .. } => one(tree),
             Step::GuestRootOfContainer { init, .. } => one(init),
-            Step::Terminal { slave, .. } => one(slave),
+            Step::Terminal { slave, .. } => slave.iter().map(AsRawFd::as_raw_fd).collect(),
             Step::Sysctl { proc_sys, .. } => one(proc_sys),
             _ => Vec::new(),
         }
@@ -199,6 +213,9 @@ impl fmt::Display for Step {
             Step::OomScore(score) => write!(f, "process.oomScoreAdj: set {}", Text(score)),
             Step::Session => write!(f, "setsid"),
             Step::DieWithParent => write!(f, "set the signal for the end of the shim"),
+            Step::AwaitMappings => write!(f, "wait for the mappings of the user namespace"),
+            Step::EnterFolder(path) => write!(f, "root: chdir to {}", Text(path)),
+            Step::BecomeRoot => write!(f, "linux.uidMappings: become the root of the user namespace"),
             Step::Join(_, name) => write!(f, "linux.namespaces: join the {name} namespace"),
             Step::JoinContainer(..) => write!(f, "join the container's namespaces"),
             Step::Unshare(_, name) => write!(f, "linux.namespaces: make a {name} namespace"),
@@ -229,6 +246,7 @@ impl fmt::Display for Step {
             Step::Stdio { .. } => write!(f, "set up stdio"),
             Step::Terminal { .. } => write!(f, "process.terminal: make the terminal the process's own"),
             Step::Console(_) => write!(f, "process.terminal: mount the terminal at /dev/console"),
+            Step::OpenTerminal { .. } => write!(f, "process.terminal: open a terminal in the container's /dev/pts"),
             Step::Rlimit(resource, limit) => write!(
                 f,
                 "process.rlimits: set {} to {} (hard {})",
@@ -243,6 +261,7 @@ impl fmt::Display for Step {
             Step::Ids { uid, gid } => write!(f, "process.user: become {uid}:{gid}"),
             Step::Capabilities { .. } => write!(f, "process.capabilities: set"),
             Step::Umask(mask) => write!(f, "process.user.umask: {mask:04o}"),
+            Step::CwdOf(_) => write!(f, "chdir"),
             Step::Cwd(path) => write!(f, "process.cwd: chdir to {}", Text(path)),
             Step::NoNewPrivileges => write!(f, "process.noNewPrivileges"),
             Step::Seccomp { .. } => write!(f, "linux.seccomp: load the filter"),

@@ -13,6 +13,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use super::mounts::cstring;
 use super::seccomp::Filter;
 use super::step::Step;
+use super::user_namespace::IdMappings;
 use crate::error::{OrKind, Result};
 use crate::{Kind, Streams};
 
@@ -21,16 +22,28 @@ const ABOVE: i32 = 16;
 
 /// Resource limits (getrlimit(2)).
 pub(super) fn rlimits(process: &Process, steps: &mut Vec<Step>) {
-    for limit in process.rlimits().iter().flatten() {
-        steps.push(Step::Rlimit(
-            resource(limit.typ()),
-            Rlimit { current: number(limit.soft()), maximum: number(limit.hard()) },
-        ));
-    }
+    steps.extend(limits(process).map(|(resource, limit)| Step::Rlimit(resource, limit)));
+}
+
+/// The spec's limits in the kernel's terms.
+pub(super) fn limits(process: &Process) -> impl Iterator<Item = (Resource, Rlimit)> {
+    process
+        .rlimits()
+        .iter()
+        .flatten()
+        .map(|limit| (resource(limit.typ()), Rlimit { current: number(limit.soft()), maximum: number(limit.hard()) }))
 }
 
 /// Stdio, user, groups, capabilities, umask, cwd and no_new_privs, in the order in which each still may.
-pub(super) fn compile(process: &Process, filter: Option<&Filter>, stdio: Step, steps: &mut Vec<Step>) -> Result<()> {
+///
+/// `mapped` says that the process is in a user namespace of its container's.
+pub(super) fn compile(
+    process: &Process,
+    mapped: bool,
+    filter: Option<&Filter>,
+    stdio: Step,
+    steps: &mut Vec<Step>,
+) -> Result<()> {
     let user = process.user();
     let (uid, gid) = (user.uid(), user.gid());
     steps.push(stdio);
@@ -40,7 +53,7 @@ pub(super) fn compile(process: &Process, filter: Option<&Filter>, stdio: Step, s
         // Without no_new_privs a filter takes CAP_SYS_ADMIN, which is about to be dropped (seccomp(2)).
         steps.extend(filter.map(Filter::step));
     }
-    let capabilities = Capabilities::new(process.capabilities().as_ref());
+    let capabilities = Capabilities::new(process.capabilities().as_ref(), if mapped { known() } else { held() });
     steps.push(Step::BoundingSet { keep: capabilities.bounding });
     steps.push(Step::KeepCapabilities);
     let groups = user.additional_gids().as_deref().unwrap_or_default();
@@ -53,19 +66,25 @@ pub(super) fn compile(process: &Process, filter: Option<&Filter>, stdio: Step, s
 }
 
 /// The step that makes these the process's standard streams.
-pub(crate) fn streams(process: &Process, streams: Streams) -> Result<Step> {
-    streams_of(process.user().uid(), streams)
+pub(crate) fn streams(process: &Process, mappings: Option<&IdMappings>, streams: Streams) -> Result<Step> {
+    let fds = standard(streams)?;
+    if let Some(mappings) = mappings {
+        fds.iter().try_for_each(|fd| mappings.give_stream(fd, process))?;
+    }
+    Ok(Step::Stdio { fds, uid: process.user().uid() })
 }
 
-/// The same for a process of this user.
-pub(crate) fn streams_of(uid: u32, streams: Streams) -> Result<Step> {
-    let fds = [standard(streams.stdin)?, standard(streams.stdout)?, standard(streams.stderr)?];
-    Ok(Step::Stdio { fds, uid })
+/// The same for a process of root.
+pub(super) fn streams_of_root(streams: Streams) -> Result<Step> {
+    Ok(Step::Stdio { fds: standard(streams)?, uid: 0 })
 }
 
 /// The step that makes this terminal the process's own, and all three of its standard streams.
-pub(crate) fn terminal(process: &Process, slave: impl AsFd) -> Result<Step> {
-    Ok(Step::Terminal { slave: above(slave)?, uid: process.user().uid() })
+pub(crate) fn terminal(process: &Process, mappings: Option<&IdMappings>, slave: impl AsFd) -> Result<Step> {
+    if let Some(mappings) = mappings {
+        mappings.give_terminal(&slave, process)?;
+    }
+    Ok(Step::Terminal { slave: Some(above(slave)?), uid: process.user().uid() })
 }
 
 struct Capabilities {
@@ -75,9 +94,8 @@ struct Capabilities {
 }
 
 impl Capabilities {
-    /// The five sets; those that the host's kernel doesn't know or that this shim itself lacks are left out, as runc does.
-    fn new(spec: Option<&LinuxCapabilities>) -> Self {
-        let held = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
+    /// The five sets; what is not in `held` is left out, as runc does.
+    fn new(spec: Option<&LinuxCapabilities>, held: CapabilitySet) -> Self {
         let set = |list: Option<&Option<std::collections::HashSet<Capability>>>| {
             let list = list.and_then(Option::as_ref).into_iter().flatten();
             list.fold(CapabilitySet::empty(), |set, capability| set | capability_bit(*capability)) & held
@@ -95,6 +113,18 @@ impl Capabilities {
             ambient: set(spec.map(LinuxCapabilities::ambient)) & permitted & inheritable,
         }
     }
+}
+
+/// The capabilities that this shim itself has, and so can leave to others.
+fn held() -> CapabilitySet {
+    rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted)
+}
+
+/// The capabilities that the host's kernel knows: in a new user namespace a process begins with all of them
+/// (user_namespaces(7)).
+fn known() -> CapabilitySet {
+    let known = |capability: &CapabilitySet| rustix::thread::capability_is_in_bounding_set(*capability).is_ok();
+    CapabilitySet::all().iter().filter(known).collect()
 }
 
 /// The names of all capabilities that a spec can give, in the order of their numbers.
@@ -178,16 +208,17 @@ fn number(limit: u64) -> Option<u64> {
     (limit != u64::MAX).then_some(limit)
 }
 
-/// One of the three standard descriptors, or /dev/null; above the numbers that they end on.
-fn standard(fd: Option<OwnedFd>) -> Result<OwnedFd> {
-    match fd {
+/// The three standard descriptors, each or /dev/null; above the numbers that they end on.
+fn standard(streams: Streams) -> Result<[OwnedFd; 3]> {
+    let one = |fd: Option<OwnedFd>| match fd {
         Some(fd) => above(&fd),
         None => {
             let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
                 .or_kind(Kind::Internal, || "open /dev/null")?;
             above(&null)
         }
-    }
+    };
+    Ok([one(streams.stdin)?, one(streams.stdout)?, one(streams.stderr)?])
 }
 
 pub(super) fn above(fd: impl AsFd) -> Result<OwnedFd> {

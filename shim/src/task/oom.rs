@@ -16,6 +16,9 @@ use tokio::time::sleep;
 /// When to look again after the kernel has said that memory ran out, which on cgroup v1 it does before it kills.
 const LOOK_AGAIN: [Duration; 3] = [Duration::from_millis(10), Duration::from_millis(100), Duration::from_secs(1)];
 
+/// How long to let pass after the kernel has woken us for nothing.
+const CALM: Duration = Duration::from_millis(100);
+
 /// A watch under way.
 pub(super) struct Watching {
     watch: Arc<OomWatch>,
@@ -48,10 +51,18 @@ async fn follow(id: String, watch: Arc<OomWatch>, fd: AsyncFd<OwnedFd>, interest
         ready.clear_ready();
         for pause in LOOK_AGAIN {
             match look(&id, &watch, &events) {
-                Oom::Pending => sleep(pause).await,
                 Oom::Gone => return,
-                Oom::Killed | Oom::Nothing => break,
+                Oom::Killed => break,
+                Oom::Pending => sleep(pause).await,
+                // On v2 a container that gets on by giving up caches wakes this at every turn; the counter is kept meanwhile.
+                Oom::Nothing => {
+                    sleep(CALM).await;
+                    break;
+                }
             }
+        }
+        if look(&id, &watch, &events) == Oom::Gone {
+            return;
         }
     }
 }

@@ -104,9 +104,10 @@ impl TaskProcess {
     /// Sets the size of the terminal's window; that there is no terminal is fine.
     ///
     /// # Errors
-    /// FailedPrecondition when the process has ended.
+    /// FailedPrecondition when the process has ended; as with runc's shim, not for an init that had no terminal.
     pub fn resize(&self, rows: u32, columns: u32) -> Result<()> {
-        if let State::Stopped(_) = self.state() {
+        let may_have_one = self.names.terminal || !self.exec_id.is_empty();
+        if may_have_one && matches!(self.state(), State::Stopped(_)) {
             return Err(precondition("the process has ended: its terminal cannot be resized"));
         }
         let number = |size: u32| {

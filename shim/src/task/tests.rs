@@ -273,8 +273,8 @@ async fn every_verb_in_every_state() {
         (At::Created, [None, None, None, None, pre, pre, None]),
         (At::Running, [pre, None, None, pre, None, pre, None]),
         (At::Paused, [pre, None, None, pre, pre, None, None]),
-        (At::Stopped, [pre, gone, gone, None, pre, pre, pre]),
-        (At::Deleted, [pre, gone, gone, gone, pre, pre, pre]),
+        (At::Stopped, [pre, gone, gone, None, pre, pre, None]),
+        (At::Deleted, [pre, gone, gone, gone, pre, pre, None]),
     ];
     for (at, expected) in table {
         for (verb, expected) in expected.into_iter().enumerate() {

@@ -33,9 +33,12 @@ mod process;
 mod protocol;
 mod restart;
 mod signals;
+mod soak;
 mod stdio;
 mod table;
+mod telemetry;
 mod terminal;
+mod user_namespace;
 mod wasm;
 
 use anyhow::{Context, Result};
@@ -69,6 +72,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("oom", oom::CASES),
     ("options", options::CASES),
     ("info", info::CASES),
+    ("user_namespace", user_namespace::CASES),
+    ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
@@ -77,6 +82,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("restart", restart::CASES),
     ("crash", crash::CASES),
     ("churn", churn::CASES),
+    ("soak", soak::CASES),
 ];
 
 fn main() -> Result<ExitCode> {

@@ -44,7 +44,7 @@ pub const CASES: &[Case] = &[
     Case::new("types_refused_by_name", |test| {
         let direct = test.direct()?.config(&test.spec(&["hello"])?)?;
         let server = direct.start()?;
-        for name in ["containerd.linux.runc.CreateOptions", "example.v1.Options"] {
+        for name in ["containerd.linux.runc.RuncOptions", "example.v1.Options"] {
             let any = Any { type_url: name.to_owned(), ..Default::default() };
             let created = server.create_as(|request| request.options = MessageField::some(any));
             let words = refused(created, Code::UNIMPLEMENTED)?;

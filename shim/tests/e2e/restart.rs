@@ -17,22 +17,22 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A containerd of the test's own, which restarts.
-struct Own<'t> {
-    test: &'t Test<'t>,
-    containerd: Containerd,
+pub struct Own<'t> {
+    pub test: &'t Test<'t>,
+    pub containerd: Containerd,
 }
 
 impl<'t> Own<'t> {
-    fn new(test: &'t Test) -> Result<Own<'t>> {
+    pub fn new(test: &'t Test) -> Result<Own<'t>> {
         let name = test.id.rsplit_once('-').map_or(test.id.as_str(), |(name, _)| name);
         Ok(Own { test, containerd: test.containerd.another(name)? })
     }
 
-    fn id(&self, kind: Kind, name: &str) -> String {
+    pub fn id(&self, kind: Kind, name: &str) -> String {
         self.test.other(&format!("{}-{name}", kind.name()))
     }
 
-    fn run(&self, kind: Kind, name: &str, arguments: &[&str]) -> Run<'_> {
+    pub fn run(&self, kind: Kind, name: &str, arguments: &[&str]) -> Run<'_> {
         Run::probe(&self.containerd, kind, &self.id(kind, name), arguments)
     }
 
@@ -42,7 +42,7 @@ impl<'t> Own<'t> {
     }
 
     /// The pid and the status that `ctr tasks list` shows.
-    fn listed(&self, id: &str) -> Result<(u32, String)> {
+    pub fn listed(&self, id: &str) -> Result<(u32, String)> {
         let tasks = self.tasks()?;
         let row = tasks.iter().find(|row| row.first().is_some_and(|first| first == id));
         let row = row.with_context(|| format!("{id} is not in {tasks:?}"))?;
@@ -50,13 +50,20 @@ impl<'t> Own<'t> {
     }
 
     /// Ends a running task with SIGKILL and deletes it.
-    fn end(&self, id: &str) -> Result<()> {
+    pub fn end(&self, id: &str) -> Result<()> {
         let output = self.containerd.ctr(["tasks", "delete", "--force", id]).output()?;
         ensure!(output.stderr.contains("non-zero exit code 137"), "{output}");
         self.containerd.ctr(["containers", "delete", id]).done().map(drop)
     }
 
-    fn stop(self) -> Result<()> {
+    /// Ends it with a signal, and starts it again.
+    pub fn restart(&mut self, how: Signal) -> Result<()> {
+        let programs = self.containerd.programs().to_owned();
+        self.containerd.halt(how)?;
+        self.containerd.again(&programs)
+    }
+
+    pub fn stop(self) -> Result<()> {
         leaks::none_of(&self.containerd, &self.test.id)?;
         self.containerd.stop()
     }
@@ -148,12 +155,10 @@ fn output_goes_on(test: &Test) -> Result<()> {
         client.wait_for("\n20\n")?;
         clients.push(client);
     }
-    let programs = own.containerd.programs().to_owned();
     for client in clients {
         client.kill()?;
     }
-    own.containerd.halt(Signal::KILL)?;
-    own.containerd.again(&programs)?;
+    own.restart(Signal::KILL)?;
     for &kind in test.known_kinds() {
         let id = own.id(kind, "ticks");
         let output = own.containerd.ctr(["tasks", "attach", &id]).output()?.exits(0)?;
@@ -177,9 +182,7 @@ fn group_goes_on(test: &Test) -> Result<()> {
         |own: &Own, id: &str| Ok::<_, anyhow::Error>(Process::of(own.listed(id)?.0).context("it has ended")?.parent);
     let first = own.id(Kind::Linux, "first");
     let before = shim(&own, &first)?;
-    let programs = own.containerd.programs().to_owned();
-    own.containerd.halt(Signal::KILL)?;
-    own.containerd.again(&programs)?;
+    own.restart(Signal::KILL)?;
     for (number, &kind) in test.known_kinds().iter().enumerate() {
         let name = format!("later-{number}");
         own.run(kind, &name, &["pause"]).flags(&flags).detach()?;

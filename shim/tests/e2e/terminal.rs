@@ -274,7 +274,7 @@ fn complete(text: &str) -> Result<()> {
 /// `ctr run -t` on a terminal of the test's own.
 fn by_ctr(test: &Test) -> Result<()> {
     let mut terminal = test.run(&["wait-stdin"]).flags(&["--tty"]).on_terminal()?;
-    terminal.wait_for("ready\r\n")?;
+    terminal.wait_for("ready\r\r\n")?;
     terminal.write(b"a line\r")?;
     // ctr leaves its own terminal's line ends on (OPOST, termios(3)).
     terminal.wait_for("a line\r\r\na line\r\r\n")?;

@@ -65,7 +65,7 @@ impl Containerd {
         images: &[test_images::Image],
         log: PathBuf,
     ) -> Result<Containerd> {
-        let containerd = Containerd::boot(line, programs, runtime, Path::new("/run/hybrid").join(line), log)?;
+        let containerd = Containerd::boot(line, programs, runtime, Path::new("/run/hybrid").join(line), log, None)?;
         for image in images {
             let archive = image.save(&containerd.folder)?;
             containerd.ctr(["image", "import"]).arg(archive).done()?;
@@ -77,9 +77,18 @@ impl Containerd {
     /// Starts another of the same release line in a folder of its own, for a test that restarts it. It has the images
     /// of the probe.
     pub fn another(&self, name: &str) -> Result<Containerd> {
+        self.another_with(name, None)
+    }
+
+    /// Another that exports traces to a collector, as its shims do, which get its environment.
+    pub fn another_traced(&self, name: &str, collector: &str) -> Result<Containerd> {
+        self.another_with(name, Some(collector))
+    }
+
+    fn another_with(&self, name: &str, collector: Option<&str>) -> Result<Containerd> {
         let folder = self.folder.with_file_name(name);
         let log = self.log.with_file_name(format!("containerd-{name}.log"));
-        let containerd = Containerd::boot(&self.line, &self.programs, self.runtime, folder, log)?;
+        let containerd = Containerd::boot(&self.line, &self.programs, self.runtime, folder, log, collector)?;
         for kind in Kind::ALL {
             let archive = self.folder.join(format!("{}.tar", kind.image_name()));
             containerd.ctr(["image", "import"]).arg(archive).done()?;
@@ -99,16 +108,24 @@ impl Containerd {
     /// Starts it again on what it left, with the programs in this folder.
     pub fn again(&mut self, programs: &Path) -> Result<()> {
         self.programs = programs.to_owned();
-        *self.daemon.get_mut().expect("no holder panics") = launch(programs, &self.folder, &self.log)?;
+        *self.daemon.get_mut().expect("no holder panics") = launch(programs, &self.folder, &self.log, None)?;
         self.events = open_events(programs, &self.folder)?;
         Ok(())
     }
 
-    fn boot(line: &str, programs: &Path, runtime: Runtime, folder: PathBuf, log: PathBuf) -> Result<Containerd> {
+    fn boot(
+        line: &str,
+        programs: &Path,
+        runtime: Runtime,
+        folder: PathBuf,
+        log: PathBuf,
+        collector: Option<&str>,
+    ) -> Result<Containerd> {
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        fs::write(folder.join("config.toml"), configuration(&folder)).context("writing containerd's configuration")?;
+        fs::write(folder.join("config.toml"), configuration(&folder, collector.is_some()))
+            .context("writing containerd's configuration")?;
         File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-        let daemon = launch(programs, &folder, &log)?;
+        let daemon = launch(programs, &folder, &log, collector)?;
         Ok(Containerd {
             line: line.to_owned(),
             runtime,
@@ -252,7 +269,7 @@ impl Ctr {
 }
 
 /// Starts the daemon on what lies in its folder, and waits until it answers.
-fn launch(programs: &Path, folder: &Path, log: &Path) -> Result<Child> {
+fn launch(programs: &Path, folder: &Path, log: &Path, collector: Option<&str>) -> Result<Child> {
     // containerd looks for the runtime's binary in its PATH, and runc's shim for runc.
     let path = format!(
         "{}:{}:{}",
@@ -272,6 +289,7 @@ fn launch(programs: &Path, folder: &Path, log: &Path) -> Result<Child> {
         .env("PATH", path)
         .env("HYBRID_WASM_CACHE", folder.join("wasm-cache"))
         .env("NOTIFY_SOCKET", &notify)
+        .envs(collector.map(|collector| ("OTEL_EXPORTER_OTLP_ENDPOINT", collector)))
         .stdin(Stdio::null())
         .stdout(output.try_clone().context("sharing the log")?)
         .stderr(output)
@@ -312,7 +330,8 @@ pub fn hybrid_binary() -> PathBuf {
 }
 
 /// Configuration version 2, which every line from 1.6 on reads. Plugins that reach outside the folder are off.
-fn configuration(folder: &Path) -> String {
+fn configuration(folder: &Path, traced: bool) -> String {
+    let tracing = r#""io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp","#;
     format!(
         r#"version = 2
 root = "{folder}/root"
@@ -320,14 +339,15 @@ state = "{folder}/state"
 disabled_plugins = [
   "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
   "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
-  "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp",
+  {tracing}
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
   "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
 ]
 [grpc]
 address = "{folder}/containerd.sock"
 "#,
-        folder = folder.display()
+        folder = folder.display(),
+        tracing = if traced { "" } else { tracing }
     )
 }
 

@@ -11,6 +11,8 @@ use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use protobuf::Message;
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -23,7 +25,7 @@ pub struct Direct<'a> {
     pub id: String,
     /// `<a folder of its own>/<id>`.
     pub bundle: PathBuf,
-    /// Both ends of the log fifo, as containerd holds them; the shim's lines stay unread in it.
+    /// Both ends of the log fifo, as containerd holds them; the shim's lines stay in it until [`Direct::log`].
     _log: File,
 }
 
@@ -114,6 +116,21 @@ impl<'a> Direct<'a> {
         let mut command = self.command("start");
         change(&mut command);
         output(&mut command, input)
+    }
+
+    /// What the shim has logged and nobody has read yet.
+    pub fn log(&self) -> Result<String> {
+        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let path = self.bundle.join("log");
+        let mut fifo =
+            OpenOptions::new().read(true).custom_flags(nonblocking).open(path).context("opening the log fifo")?;
+        let mut bytes = Vec::new();
+        match fifo.read_to_end(&mut bytes) {
+            // Empty, and not at its end, as the other descriptor could write.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            result => result.map(drop).context("reading the log fifo")?,
+        }
+        String::from_utf8(bytes).context("the log is text")
     }
 
     /// Runs `delete` and returns what it answers on stdout.
@@ -209,7 +226,16 @@ impl<'a> Server<'a> {
         method: &str,
         request: &Request,
     ) -> ttrpc::Result<Response> {
-        let ctx = ttrpc::context::with_duration(limit);
+        self.call_in(ttrpc::context::with_duration(limit), method, request)
+    }
+
+    /// The same with a time limit and metadata.
+    pub fn call_in<Request: Message, Response: Message>(
+        &self,
+        ctx: ttrpc::context::Context,
+        method: &str,
+        request: &Request,
+    ) -> ttrpc::Result<Response> {
         let mut response = Response::new();
         ttrpc::client_request!(self, ctx, request, self.service, method, response);
         Ok(response)

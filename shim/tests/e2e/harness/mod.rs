@@ -1,5 +1,6 @@
 //! What the tests stand on: a private containerd of each release line, `ctr`, and the search for what was left behind.
 pub mod case;
+pub mod collector;
 pub mod command;
 pub mod containerd;
 pub mod direct;
