@@ -25,6 +25,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::process::DumpableBehavior;
 use rustix::termios::{Winsize, tcsetwinsize};
 use rustix::thread::ThreadNameSpaceType;
 
@@ -40,11 +41,11 @@ pub(crate) const GO: u8 = 1;
 /// In place of a step's index: everything up to the start is done.
 pub(crate) const READY: u32 = u32::MAX;
 
-/// In place of a step's index: everything up to the hooks is done.
-pub(crate) const HOOKS: u32 = u32::MAX - 1;
-
 /// In place of a step's index: master and slave of the terminal come with it.
-pub(crate) const TERMINAL: u32 = u32::MAX - 2;
+pub(crate) const TERMINAL: u32 = u32::MAX - 1;
+
+/// In place of a step's index: everything up to the hooks is done.
+pub(crate) const HOOKS: u32 = u32::MAX - 2;
 
 /// What the child reports: a step's index and why it failed, or one of the words above and 0.
 pub(crate) struct Report {
@@ -117,17 +118,23 @@ impl<'a> Context<'a> {
             Step::JoinCgroups(files) => files.iter().try_for_each(|tasks| rustix::io::write(tasks, b"0").map(drop)),
             Step::OomScore(score) => write_proc(c"/proc/self/oom_score_adj", score.to_bytes()),
             Step::Session => rustix::process::setsid().map(drop),
-            Step::DieWithParent => {
-                rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            Step::AwaitMappings => {
+                hide_memory()?;
+                self.await_go()
             }
-            Step::AwaitMappings => self.await_go(),
             Step::EnterFolder(path) => rustix::process::chdir(path.as_c_str()),
             Step::BecomeRoot => {
                 rustix::thread::set_thread_groups(&[])?;
                 become_user(0, 0)
             }
+            Step::DieWithParent => {
+                rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            }
             Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
-            Step::JoinContainer(init, kinds) => rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds),
+            Step::JoinContainer(init, kinds) => {
+                hide_memory()?;
+                rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds)
+            }
             Step::Unshare(flags, _) => sys::unshare(*flags),
             Step::Keyring(name) => match sys::join_session_keyring(name) {
                 // A kernel without keyrings has nothing to keep apart.
@@ -272,7 +279,7 @@ impl<'a> Context<'a> {
         self.await_go()
     }
 
-    /// Waits for the parent's word. End of file means that the parent is gone, and this process with it.
+    /// Waits for the parent's word.
     fn await_go(&self) -> Result<()> {
         let mut word = [0u8; 1];
         loop {
@@ -536,6 +543,12 @@ fn drop_bounding(keep: rustix::thread::CapabilitySet) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Until execve(2) this process has the shim's memory and descriptors, which nobody in the container may get by ptrace(2)
+/// or /proc, though a root with CAP_SYS_PTRACE over the same user namespace (CVE-2016-9962).
+fn hide_memory() -> Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 fn become_user(uid: u32, gid: u32) -> Result<()> {

@@ -50,7 +50,7 @@ pub(crate) fn before_pivot(
     let program = open(hook)?;
     let mut steps = Vec::new();
     enter_cgroup(cgroup, joining.process(), &mut steps)?;
-    joining.enter(joining.process(), init, &mut steps)?;
+    joining.enter(init, &mut steps)?;
     steps.extend([user::streams_of_root(streams)?, Step::Umask(UMASK), Step::CwdOf(rootfs), Step::FindProgram]);
     executing(program, argv(hook)?, env(hook), called(hook), steps)
 }

@@ -105,7 +105,11 @@ impl Joining {
         let mut steps = Vec::new();
         plan::enter_cgroup(cgroup, process, &mut steps)?;
         plan::apparmor(process, &mut steps)?;
-        self.enter(process, init, &mut steps)?;
+        if self.mappings.is_some() {
+            // Only the host's root may.
+            steps.extend(raised(process).into_iter().map(|(resource, limit)| Step::Rlimit(resource, limit)));
+        }
+        self.enter(init, &mut steps)?;
         if matches!(payload, Payload::Runner { .. }) {
             let readonly = self.writable_of_the_kernel.iter().map(|path| cstring(path)).collect::<Result<_>>()?;
             steps.push(Step::GuestRootOfContainer { readonly, init: duplicate(init)? });
@@ -116,13 +120,9 @@ impl Joining {
     }
 
     /// A session of its own in the container's namespaces, but for that of pids, which takes a clone.
-    pub fn enter(&self, process: &Process, init: BorrowedFd<'_>, steps: &mut Vec<Step>) -> Result<()> {
+    pub fn enter(&self, init: BorrowedFd<'_>, steps: &mut Vec<Step>) -> Result<()> {
         steps.push(Step::Session);
         let namespaces = self.namespaces - ThreadNameSpaceType::PROCESS_ID;
-        if self.mappings.is_some() {
-            // Only the host's root may.
-            steps.extend(raised(process).into_iter().map(|(resource, limit)| Step::Rlimit(resource, limit)));
-        }
         if !namespaces.is_empty() {
             steps.push(Step::JoinContainer(duplicate(init)?, namespaces));
         }

@@ -35,31 +35,25 @@ pub(crate) fn launch(
     let born_in: Vec<_> = namespaces.born_in.iter().map(|(namespace, kind)| (namespace.as_fd(), *kind)).collect();
     let (child, socket) = clone(&plan, namespaces.flags, &born_in, birth.as_ref().map(AsFd::as_fd))
         .or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?;
-    if let (Some(user), Some(pid)) = (&namespaces.user, child.get().map(|child| child.pid)) {
-        user.settle(pid)?;
+    if let (Some(user), Some(child)) = (&namespaces.user, child.get()) {
+        user.settle(child.pid)?;
         // If it is gone, what comes next says so.
         let _ = go(&socket);
     }
-    if plan.steps.iter().any(|step| matches!(step, Step::AwaitHooks { .. })) {
-        match (receive(&socket)?, child.get()) {
-            (Some(Report { step: HOOKS, .. }), Some(child)) => hooks(child.pid, child.pidfd.as_fd())?,
-            (Some(report), _) => return Err(explain(&report, &Words::all(&plan))),
-            (None, _) => return Err(died(cgroup)),
-        }
-        go(&socket)?;
-    }
-    let console = match plan.steps.iter().any(|step| matches!(step, Step::OpenTerminal { .. })) {
-        true => match receive_terminal(&socket)? {
-            Received::Terminal(console) => Some(console),
+    let (mut console, mut hooks) = (console, Some(hooks));
+    loop {
+        match receive_all(&socket)? {
+            Received::Terminal(opened) => console = Some(opened),
+            Received::Report(Report { step: HOOKS, .. }) => {
+                if let (Some(hooks), Some(child)) = (hooks.take(), child.get()) {
+                    hooks(child.pid, child.pidfd.as_fd())?;
+                }
+                go(&socket)?;
+            }
+            Received::Report(Report { step: READY, .. }) => break,
             Received::Report(report) => return Err(explain(&report, &Words::all(&plan))),
             Received::Nothing => return Err(died(cgroup)),
-        },
-        false => console,
-    };
-    match receive(&socket)? {
-        Some(Report { step: READY, .. }) => {}
-        Some(report) => return Err(explain(&report, &Words::all(&plan))),
-        None => return Err(died(cgroup)),
+        }
     }
     let words = Words::from_start(&plan);
     // Everything that the child holds is its own by now.
@@ -294,15 +288,15 @@ fn receive(socket: &OwnedFd) -> Result<Option<Report>> {
     }
 }
 
-/// What comes from a child that opens its terminal itself.
+/// What comes from a child before its start.
 enum Received {
     Terminal(Console),
     Report(Report),
     Nothing,
 }
 
-/// The next report, of a child that is to send its terminal.
-fn receive_terminal(socket: &OwnedFd) -> Result<Received> {
+/// The next report, or the terminal of a child that opens it itself.
+fn receive_all(socket: &OwnedFd) -> Result<Received> {
     let what = || "process.terminal: receive the terminal";
     let mut bytes = [0; Report::SIZE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];

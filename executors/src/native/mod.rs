@@ -1,7 +1,7 @@
 //! Linux containers: a spec is compiled to a plan of steps, and a new process runs them on itself.
 //!
 //! ```text
-//! Bundle    ─ plan (with mounts, options, user, seccomp) ─┐
+//! Bundle    ─ plan (with mounts, options, user, …) ───────┐
 //!                                                         ├─> Plan of Steps ─ launch ─> clone3 ─> child (with resolve) ─> execve
 //! exec spec ─ join (with user) ───────────────────────────┤
 //! hook ─ hook (with join, if it runs in the container) ───┘

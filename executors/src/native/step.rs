@@ -43,14 +43,14 @@ pub(crate) enum Step {
     OomScore(CString),
     /// A session of its own, so that signals to the shim's terminal don't reach it.
     Session,
-    /// SIGKILL when the thread that made this process ends (PR_SET_PDEATHSIG): a hook of a dead shim is nobody's.
-    DieWithParent,
     /// Wait until the parent has mapped the ids of the new user namespace.
     AwaitMappings,
     /// Enter a folder of the host, while this process still owns what the host's root does.
     EnterFolder(CString),
     /// Become the root of the user namespace, in no other groups: who the files are that it makes.
     BecomeRoot,
+    /// SIGKILL when the thread that made this process ends (PR_SET_PDEATHSIG): a hook of a dead shim is nobody's.
+    DieWithParent,
     /// Join the namespace behind the descriptor. The text says which, for errors.
     Join(OwnedFd, &'static str),
     /// Join these namespaces (CLONE_NEW*) of the process behind the pidfd.
@@ -212,10 +212,10 @@ impl fmt::Display for Step {
             Step::JoinCgroups(_) => write!(f, "enter the cgroup"),
             Step::OomScore(score) => write!(f, "process.oomScoreAdj: set {}", Text(score)),
             Step::Session => write!(f, "setsid"),
-            Step::DieWithParent => write!(f, "set the signal for the end of the shim"),
             Step::AwaitMappings => write!(f, "wait for the mappings of the user namespace"),
             Step::EnterFolder(path) => write!(f, "root: chdir to {}", Text(path)),
             Step::BecomeRoot => write!(f, "linux.uidMappings: become the root of the user namespace"),
+            Step::DieWithParent => write!(f, "set the signal for the end of the shim"),
             Step::Join(_, name) => write!(f, "linux.namespaces: join the {name} namespace"),
             Step::JoinContainer(..) => write!(f, "join the container's namespaces"),
             Step::Unshare(_, name) => write!(f, "linux.namespaces: make a {name} namespace"),
