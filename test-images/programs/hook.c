@@ -36,7 +36,7 @@ static int fail(const char *what) {
 }
 
 static void namespaces(void) {
-    static const char *const kinds[] = {"cgroup", "ipc", "mnt", "net", "pid", "uts", NULL};
+    static const char *const kinds[] = {"cgroup", "ipc", "mnt", "net", "pid", "user", "uts", NULL};
     for (const char *const *kind = kinds; *kind; kind++) {
         char path[64], link[64];
         snprintf(path, sizeof path, "/proc/self/ns/%s", *kind);

@@ -17,10 +17,11 @@ mod run;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::runtime::{ContainerState, Hook, Hooks as Spec, State};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use self::run::{Place, Prepared};
 use crate::bundle::Bundle;
@@ -160,8 +161,9 @@ impl Hooks {
         self.in_runtime(Turn::CreateRuntime, init.pid)?;
         for (name, hook) in self.named(Turn::CreateContainer) {
             let state = self.state(Turn::CreateContainer, Some(pid_in_container(init.pid)?))?;
-            let compile = |stdio| before_pivot(hook, init.joining, init.pidfd, init.cgroup, &self.rootfs, stdio);
-            Prepared::new(name, hook, &state, 0, place(init)?, compile)?.run()?;
+            let rootfs = self.rootfs_before_pivot(init.pid)?;
+            let compile = |streams| before_pivot(hook, init.joining, init.pidfd, init.cgroup, rootfs, streams);
+            Prepared::new(name, hook, &state, place(init)?, compile)?.run()?;
         }
         Ok(())
     }
@@ -172,12 +174,11 @@ impl Hooks {
         if turns.iter().all(|turn| turn.hooks(&self.spec).is_empty()) {
             return Ok(());
         }
-        let (joining, uid) = (beside.joining, beside.joining.process().user().uid());
         let mut before = Vec::new();
         for (name, hook) in self.named(Turn::StartContainer) {
             let state = self.state(Turn::StartContainer, Some(pid_in_container(beside.pid)?))?;
-            let compile = |stdio| of_container(hook, joining, beside.pidfd, beside.cgroup, stdio);
-            before.push(Prepared::new(name, hook, &state, uid, place(beside)?, compile)?);
+            let compile = |streams| of_container(hook, beside.joining, beside.pidfd, beside.cgroup, streams);
+            before.push(Prepared::new(name, hook, &state, place(beside)?, compile)?);
         }
         let pidfd = duplicate(beside.pidfd)?;
         let (hooks, pid) = (Arc::clone(self), beside.pid);
@@ -198,9 +199,21 @@ impl Hooks {
     /// Runs the next hook whenever it is asked for an outcome.
     fn run_in_runtime(&self, turn: Turn, pid: Option<u32>) -> impl Iterator<Item = Result<()>> {
         self.named(turn).map(move |(name, hook)| {
-            let compile = |stdio| of_runtime(hook, &self.bundle, stdio);
-            Prepared::new(name, hook, &self.state(turn, pid)?, 0, Place::default(), compile)?.run()
+            let compile = |streams| of_runtime(hook, &self.bundle, streams);
+            Prepared::new(name, hook, &self.state(turn, pid)?, Place::default(), compile)?.run()
         })
+    }
+
+    /// The rootfs as init has mounted it where its folder is on the host: not by path, for a hook in a user namespace may
+    /// not go all the way.
+    fn rootfs_before_pivot(&self, init: u32) -> Result<OwnedFd> {
+        let open = |at, path: &Path, resolve| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            openat2(at, path, flags, Mode::empty(), resolve)
+                .or_kind(Kind::Internal, || format!("open {} of init", path.display()))
+        };
+        let root = open(CWD, Path::new(&format!("/proc/{init}/root")), ResolveFlags::empty())?;
+        open(root.as_fd(), &self.rootfs, ResolveFlags::IN_ROOT)
     }
 
     /// The hooks of a turn in their order, each with its name in the spec.

@@ -11,8 +11,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::error::{OrKind, Result, bail};
 use crate::native::launch;
-use crate::native::step::{Plan, Step};
-use crate::native::user;
+use crate::native::step::Plan;
 use crate::process::Process;
 use crate::{Kind, Streams, host, sys};
 
@@ -43,22 +42,20 @@ pub(super) struct Place {
 }
 
 impl Prepared {
-    /// `state` is what the hook reads on stdin, and `compile` makes its plan from the step that sets up its streams, which
-    /// are those of the user `uid`.
+    /// `state` is what the hook reads on stdin; `compile` makes its plan.
     pub fn new(
         name: String,
         hook: &Hook,
         state: &[u8],
-        uid: u32,
         place: Place,
-        compile: impl FnOnce(Step) -> Result<Plan>,
+        compile: impl FnOnce(Streams) -> Result<Plan>,
     ) -> Result<Prepared> {
         let (stderr, theirs) = pipe_with(PipeFlags::CLOEXEC).or_kind(Kind::Unavailable, || "make a pipe")?;
         // This end only: of the other one the hook would not expect it.
         rustix::fs::fcntl_setfl(&stderr, OFlags::NONBLOCK).or_kind(Kind::Internal, || "set up a pipe")?;
         let stdin = host::sealed_file("hybrid-state", state)?;
         let streams = Streams { stdin: Some(stdin), stdout: None, stderr: Some(theirs) };
-        let plan = compile(user::streams_of(uid, streams)?).map_err(|e| e.context(name.clone()))?;
+        let plan = compile(streams).map_err(|e| e.context(name.clone()))?;
         let limit = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
         Ok(Prepared { name, plan, path: hook.path().display().to_string(), stderr, limit, place })
     }

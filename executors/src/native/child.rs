@@ -7,9 +7,9 @@
 //! ```text
 //! child                          parent
 //!   <---- GO ------------------    the ids of a new user namespace are mapped (only where there is one)
-//!   ----- (TERMINAL, 0) ------>    with both ends of a terminal (only where the child opens it)
 //!   ----- (HOOKS, 0) --------->    its environment is there (init only, and only where the spec has hooks that see it)
 //!   <---- GO ------------------    they have run
+//!   ----- (TERMINAL, 0) ------>    with both ends of a terminal (only where the child opens it)
 //!   ----- (READY, 0) --------->    created (init only: an exec'd process goes on at once)
 //!   <---- GO ------------------    start   (init only)
 //!   ----- end of file -------->    execve happened
@@ -226,6 +226,7 @@ impl<'a> Context<'a> {
                 Ok(())
             }
             Step::Cwd(path) => rustix::process::chdir(path.as_c_str()),
+            Step::CwdOf(folder) => rustix::process::fchdir(folder),
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
             Step::Seccomp { program, flags } => sys::seccomp_filter(program, *flags),
             Step::FindProgram => self.find_program(),
@@ -272,8 +273,7 @@ impl<'a> Context<'a> {
         numbers.copied().try_for_each(&mut close_up_to)
     }
 
-    /// Reports how far this process is, and waits for the parent's word. End of file means that the parent is gone, and
-    /// this process with it.
+    /// Reports how far this process is, and waits for the parent's word.
     fn pause(&self, at: u32) -> Result<()> {
         rustix::io::write(self.parent, &Report { step: at, errno: 0 }.to_bytes())?;
         self.await_go()

@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -15,20 +15,20 @@ use super::join::Joining;
 use super::mounts::cstring;
 use super::plan::{Payload, enter_cgroup, executing, text};
 use super::step::{Called, Plan, Program, Step};
-use super::user::above;
-use crate::Kind;
+use super::user::{self, above};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, OrKind, Result, bail};
+use crate::{Kind, Streams};
 
 /// Neither spec nor kernel say more than that there is one; it is what programs expect.
 const UMASK: u32 = 0o022;
 
-/// A hook in the shim's own namespaces, with the bundle as its current folder. `stdio` sets up its standard streams.
-pub(crate) fn of_runtime(hook: &Hook, bundle: &Path, stdio: Step) -> Result<Plan> {
+/// A hook in the shim's own namespaces, with the bundle as its current folder.
+pub(crate) fn of_runtime(hook: &Hook, bundle: &Path, streams: Streams) -> Result<Plan> {
     let steps = vec![
         Step::DieWithParent,
         Step::Session,
-        stdio,
+        user::streams_of_root(streams)?,
         Step::Umask(UMASK),
         Step::Cwd(cstring(bundle)?),
         Step::FindProgram,
@@ -44,14 +44,14 @@ pub(crate) fn before_pivot(
     joining: &Joining,
     init: BorrowedFd<'_>,
     cgroup: &Cgroup,
-    rootfs: &Path,
-    stdio: Step,
+    rootfs: OwnedFd,
+    streams: Streams,
 ) -> Result<Plan> {
     let program = open(hook)?;
     let mut steps = Vec::new();
     enter_cgroup(cgroup, joining.process(), &mut steps)?;
     joining.enter(init, &mut steps)?;
-    steps.extend([stdio, Step::Umask(UMASK), Step::Cwd(cstring(rootfs)?), Step::FindProgram]);
+    steps.extend([user::streams_of_root(streams)?, Step::Umask(UMASK), Step::CwdOf(rootfs), Step::FindProgram]);
     executing(program, argv(hook)?, env(hook), called(hook), steps)
 }
 
@@ -62,9 +62,10 @@ pub(crate) fn of_container(
     joining: &Joining,
     init: BorrowedFd<'_>,
     cgroup: &Cgroup,
-    stdio: Step,
+    streams: Streams,
 ) -> Result<Plan> {
     let payload = Payload::Hook { path: cstring(hook.path())?, argv: argv(hook)?, called: called(hook) };
+    let stdio = user::streams(joining.process(), joining.mappings.as_ref(), streams)?;
     joining.compile(joining.process(), env(hook), init, cgroup, stdio, payload)
 }
 

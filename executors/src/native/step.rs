@@ -169,6 +169,8 @@ pub(crate) enum Step {
     },
     Umask(u32),
     Cwd(CString),
+    /// The same for a folder of other namespaces.
+    CwdOf(OwnedFd),
     NoNewPrivileges,
     Seccomp {
         program: std::sync::Arc<BpfProgram>,
@@ -188,7 +190,7 @@ impl Step {
         match self {
             Step::JoinCgroups(fds) => fds.iter().map(AsRawFd::as_raw_fd).collect(),
             Step::Stdio { fds, .. } => fds.iter().map(AsRawFd::as_raw_fd).collect(),
-            Step::Join(fd, _) | Step::JoinContainer(fd, _) | Step::Console(fd) => one(fd),
+            Step::Join(fd, _) | Step::JoinContainer(fd, _) | Step::Console(fd) | Step::CwdOf(fd) => one(fd),
             Step::AttachRootfs { tree, .. } | Step::Attach { tree, .. } => one(tree),
             Step::GuestRootOfContainer { init, .. } => one(init),
             Step::Terminal { slave, .. } => slave.iter().map(AsRawFd::as_raw_fd).collect(),
@@ -259,6 +261,7 @@ impl fmt::Display for Step {
             Step::Ids { uid, gid } => write!(f, "process.user: become {uid}:{gid}"),
             Step::Capabilities { .. } => write!(f, "process.capabilities: set"),
             Step::Umask(mask) => write!(f, "process.user.umask: {mask:04o}"),
+            Step::CwdOf(_) => write!(f, "chdir"),
             Step::Cwd(path) => write!(f, "process.cwd: chdir to {}", Text(path)),
             Step::NoNewPrivileges => write!(f, "process.noNewPrivileges"),
             Step::Seccomp { .. } => write!(f, "linux.seccomp: load the filter"),

@@ -67,17 +67,16 @@ pub(super) fn compile(
 
 /// The step that makes these the process's standard streams.
 pub(crate) fn streams(process: &Process, mappings: Option<&IdMappings>, streams: Streams) -> Result<Step> {
-    let fds = [standard(streams.stdin)?, standard(streams.stdout)?, standard(streams.stderr)?];
+    let fds = standard(streams)?;
     if let Some(mappings) = mappings {
         fds.iter().try_for_each(|fd| mappings.give_stream(fd, process))?;
     }
     Ok(Step::Stdio { fds, uid: process.user().uid() })
 }
 
-/// The same for a process of this user.
-pub(crate) fn streams_of(uid: u32, streams: Streams) -> Result<Step> {
-    let fds = [standard(streams.stdin)?, standard(streams.stdout)?, standard(streams.stderr)?];
-    Ok(Step::Stdio { fds, uid })
+/// The same for a process of root.
+pub(super) fn streams_of_root(streams: Streams) -> Result<Step> {
+    Ok(Step::Stdio { fds: standard(streams)?, uid: 0 })
 }
 
 /// The step that makes this terminal the process's own, and all three of its standard streams.
@@ -209,16 +208,17 @@ fn number(limit: u64) -> Option<u64> {
     (limit != u64::MAX).then_some(limit)
 }
 
-/// One of the three standard descriptors, or /dev/null; above the numbers that they end on.
-fn standard(fd: Option<OwnedFd>) -> Result<OwnedFd> {
-    match fd {
+/// The three standard descriptors, each or /dev/null; above the numbers that they end on.
+fn standard(streams: Streams) -> Result<[OwnedFd; 3]> {
+    let one = |fd: Option<OwnedFd>| match fd {
         Some(fd) => above(&fd),
         None => {
             let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
                 .or_kind(Kind::Internal, || "open /dev/null")?;
             above(&null)
         }
-    }
+    };
+    Ok([one(streams.stdin)?, one(streams.stdout)?, one(streams.stderr)?])
 }
 
 pub(super) fn above(fd: impl AsFd) -> Result<OwnedFd> {

@@ -191,7 +191,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// A spec with a user namespace and one range of ids.
-fn mapped<'a>(test: &Test<'a>, arguments: &[&str]) -> Result<Spec<'a>> {
+pub fn mapped<'a>(test: &Test<'a>, arguments: &[&str]) -> Result<Spec<'a>> {
     let mut spec = test.spec(arguments)?;
     spec.value["linux"]["namespaces"].as_array_mut().context("namespaces")?.push(json!({"type": "user"}));
     let range = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 65536}]);

@@ -163,5 +163,5 @@ pub fn namespaces_of(pid: u32) -> Result<Vec<String>> {
         let link = fs::read_link(&path).with_context(|| format!("reading {path}"))?;
         Ok(link.display().to_string())
     };
-    ["cgroup", "ipc", "mnt", "net", "pid", "uts"].into_iter().map(link).collect()
+    ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"].into_iter().map(link).collect()
 }
