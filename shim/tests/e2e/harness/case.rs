@@ -238,6 +238,7 @@ impl<'a> Test<'a> {
 
     /// Kills what bears the test's id and did not end by itself: the shims of bundles made by hand.
     fn kill_everything(&self) -> Result<()> {
+        leaks::thaw(&self.id)?;
         leaks::Process::all()?
             .iter()
             .filter(|process| process.mentions(&self.id))

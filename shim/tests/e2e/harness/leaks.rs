@@ -45,6 +45,21 @@ pub fn remove_namespace_cgroups() -> Result<()> {
     found.iter().try_for_each(|path| fs::remove_dir(path).with_context(|| format!("removing {}", path.display())))
 }
 
+/// Thaws the cgroups whose paths contain `id`: what is frozen outlives its SIGKILL.
+pub fn thaw(id: &str) -> Result<()> {
+    let mut found = Vec::new();
+    walk(Path::new("/sys/fs/cgroup"), &mut |path, _| {
+        let switch =
+            [("freezer.state", "THAWED"), ("cgroup.freeze", "0")].into_iter().find(|(name, _)| path.ends_with(name));
+        if let Some((_, value)) = switch.filter(|_| path.to_string_lossy().contains(id)) {
+            found.push((path.to_owned(), value));
+        }
+    })?;
+    found
+        .iter()
+        .try_for_each(|(path, value)| fs::write(path, value).with_context(|| format!("writing {}", path.display())))
+}
+
 /// Everything a container or a shim could leave, as text: processes, mounts, cgroups, sockets, fifos and files.
 pub struct Snapshot(BTreeSet<String>);
 
