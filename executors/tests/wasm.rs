@@ -424,9 +424,10 @@ fn the_precompiler_is_confined() {
         .spawn()
         .unwrap();
     let pid = child.id();
-    let status = await_proc(&format!("/proc/{pid}/status"), |status| {
-        (status_line(status, "NoNewPrivs:") == "1").then(|| status.to_owned())
-    });
+    let path = format!("/proc/{pid}/status");
+    await_proc(&path, |status| (status_line(status, "NoNewPrivs:") == "1").then_some(()));
+    // Read anew: the lines of one reading need not be of one moment.
+    let status = std::fs::read_to_string(path).unwrap();
     for ids in ["Uid:", "Gid:"] {
         assert_eq!(status_line(&status, ids), "65534\t65534\t65534\t65534");
     }
