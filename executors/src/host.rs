@@ -97,6 +97,12 @@ pub fn save_memory() {
     sys::drop_code_pages_after(SETTLED);
 }
 
+/// Has the code that this activity needed unmapped once a second has passed without another. To be called after what is done
+/// rarely and takes much code, such as making a container.
+pub fn settle_memory() {
+    sys::drop_code_pages_after(SETTLED);
+}
+
 /// Puts this process into a core scheduling group of its own (prctl(2), PR_SCHED_CORE_CREATE), so that its children share
 /// a core with nobody else. containerd asks for it by `SCHED_CORE` in the environment.
 pub fn new_core_scheduling_group() -> Result<()> {

@@ -30,7 +30,7 @@ use crate::stdio::{self, Names, Owner};
 use anyhow::{Context, anyhow};
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskStart};
 use exec::Execs;
-use executors::{Error, Exit, Kind, OomWatch, Result, RootfsMount, Stats};
+use executors::{Error, Exit, Kind, OomWatch, Result, RootfsMount, Stats, host};
 use freezer::FreezerState;
 use nix::libc::SIGKILL;
 use oom::Watching;
@@ -239,6 +239,7 @@ impl Tasks {
             log::warn!(id = task.id.as_str(); "{error:#}");
         }
         tokio::spawn(supervise_init(task, exit, self.events.clone()));
+        host::settle_memory();
         Ok(pid)
     }
 

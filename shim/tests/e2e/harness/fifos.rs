@@ -3,6 +3,7 @@ use super::stream::Stream;
 use super::{Containerd, PATIENCE};
 use anyhow::{Context, Result};
 use containerd_shim_protos::api::CreateTaskRequest;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, mknodat};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
-/// The three fifos. What comes out of stdout and stderr is read from the start, as soon as the shim has opened them.
+/// The three fifos. stdout and stderr are open from the start: a process may have come and gone before a thread runs.
 pub struct Fifos {
     folder: PathBuf,
     stdin: Option<File>,
@@ -22,8 +23,8 @@ pub struct Fifos {
 impl Fifos {
     pub fn new(containerd: &Containerd) -> Result<Fifos> {
         let folder = make(containerd)?;
-        let stdout = Stream::read_from(Late::open(folder.join("stdout")));
-        let stderr = Stream::read_from(Late::open(folder.join("stderr")));
+        let stdout = Stream::read_from(Early::open(&folder.join("stdout"))?);
+        let stderr = Stream::read_from(Early::open(&folder.join("stderr"))?);
         // Read and write, so that it opens before the shim comes (fifo(7)), and before the shim could miss its writer.
         let stdin = OpenOptions::new().read(true).write(true).open(folder.join("stdin")).context("opening stdin")?;
         Ok(Fifos { folder, stdin: Some(stdin), stdout, stderr })
@@ -93,6 +94,28 @@ pub fn make(containerd: &Containerd) -> Result<PathBuf> {
 
 /// O_NONBLOCK, as fcntl(2) of Linux has it on every architecture hybrid is built for.
 pub const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+
+/// A fifo that is open before it has a writer. Its end is that of the last writer, not that there was none yet (poll(2)).
+struct Early(File);
+
+impl Early {
+    fn open(path: &Path) -> Result<Early> {
+        let file = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(path);
+        Ok(Early(file.with_context(|| format!("opening {}", path.display()))?))
+    }
+}
+
+impl Read for Early {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            poll(&mut [PollFd::new(&self.0, PollFlags::IN)], None)?;
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
+    }
+}
 
 /// A fifo that is opened with the first read: the open waits for a writer.
 pub struct Late(PathBuf, Option<File>);
