@@ -13,7 +13,7 @@ use oci_spec::runtime::Hook;
 
 use super::join::Joining;
 use super::mounts::cstring;
-use super::plan::{Payload, enter_cgroup, executing, text};
+use super::plan::{Payload, executing, join_cgroup, oom_score, text};
 use super::step::{Called, Plan, Program, Step};
 use super::user::{self, above};
 use crate::cgroup::Cgroup;
@@ -49,7 +49,8 @@ pub(crate) fn before_pivot(
 ) -> Result<Plan> {
     let program = open(hook)?;
     let mut steps = Vec::new();
-    enter_cgroup(cgroup, joining.process(), &mut steps)?;
+    steps.extend(join_cgroup(cgroup)?);
+    steps.extend(oom_score(joining.process())?);
     joining.enter(init, &mut steps)?;
     steps.extend([user::streams_of_root(streams)?, Step::Umask(UMASK), Step::CwdOf(rootfs), Step::FindProgram]);
     executing(program, argv(hook)?, env(hook), called(hook), steps)

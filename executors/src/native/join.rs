@@ -103,7 +103,8 @@ impl Joining {
         payload: Payload,
     ) -> Result<Plan> {
         let mut steps = Vec::new();
-        plan::enter_cgroup(cgroup, process, &mut steps)?;
+        steps.extend(plan::join_cgroup(cgroup)?);
+        steps.extend(plan::oom_score(process)?);
         plan::apparmor(process, &mut steps)?;
         if self.mappings.is_some() {
             // Only the host's root may.

@@ -74,10 +74,10 @@ pub(crate) fn compile(
     let environment = environment(process, rootfs.tree());
     let mut steps = Vec::new();
     let mappings = IdMappings::of(bundle);
-    enter_cgroup(cgroup, process, &mut steps)?;
-    if mappings.is_some() {
-        // The parent does it.
-        steps.retain(|step| !matches!(step, Step::OomScore(_)));
+    steps.extend(join_cgroup(cgroup)?);
+    if mappings.is_none() {
+        // Else the parent does it.
+        steps.extend(oom_score(process)?);
     }
     steps.push(Step::Session);
     let namespaces = namespaces(bundle, mappings.as_ref(), &mut steps)?;
@@ -160,15 +160,15 @@ pub(super) fn executing(
     Ok(Plan { steps, mask, program, called, argv: CStringArray::new(argv), envp: CStringArray::new(envp) })
 }
 
-/// What has to be done while the host's file systems are still in sight: the cgroup of v1, and the OOM score.
-pub(super) fn enter_cgroup(cgroup: &Cgroup, process: &Process, steps: &mut Vec<Step>) -> Result<()> {
-    if !cgroup.v2() {
-        steps.push(Step::JoinCgroups(cgroup.task_files()?));
-    }
-    if let Some(score) = process.oom_score_adj() {
-        steps.push(Step::OomScore(text(&score.to_string(), "process.oomScoreAdj")?));
-    }
-    Ok(())
+/// The cgroup, where the process is not born in it. To be joined while the host's file systems are still in sight.
+pub(super) fn join_cgroup(cgroup: &Cgroup) -> Result<Option<Step>> {
+    if cgroup.v2() { Ok(None) } else { Ok(Some(Step::JoinCgroups(cgroup.task_files()?))) }
+}
+
+/// The OOM score, where the spec names one. To be set while the host's /proc is still in sight.
+pub(super) fn oom_score(process: &Process) -> Result<Option<Step>> {
+    let score = process.oom_score_adj().map(|score| text(&score.to_string(), "process.oomScoreAdj")).transpose()?;
+    Ok(score.map(Step::OomScore))
 }
 
 /// A session keyring by the name that runc gives it.
