@@ -1,73 +1,23 @@
 //! A test as the themes write it down, and what it is given when it runs.
 use crate::engine::Engine;
+use crate::harness::case::CaseOf;
 use crate::harness::command::{Output, Running, output};
-use crate::harness::{Kind, Runtime, leaks};
+use crate::harness::{Kind, leaks};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::RwLock;
-
-type Body = fn(&Test) -> Result<()>;
 
 /// A test, not yet bound to a Docker Engine.
-#[derive(Clone, Copy)]
-pub struct Case {
-    pub name: &'static str,
-    pub kinds: &'static [Kind],
-    /// Whether runc's shim is expected to do the same.
-    hybrid_only: bool,
-    /// Whether nothing else may run meanwhile.
-    exclusive: bool,
-    body: Body,
-}
+pub type Case = CaseOf<fn(&Test) -> Result<()>>;
 
 impl Case {
-    /// A test of Linux containers that runc passes as well.
-    pub const fn new(name: &'static str, body: Body) -> Case {
-        Case { name, kinds: &[Kind::Linux], hybrid_only: false, exclusive: false, body }
-    }
-
-    /// The test runs once for each of `kinds`.
-    pub const fn kinds(mut self, kinds: &'static [Kind]) -> Case {
-        self.kinds = kinds;
-        self
-    }
-
-    /// The test runs for Linux, core module and component.
-    pub const fn all(self) -> Case {
-        self.kinds(Kind::ALL)
-    }
-
-    pub const fn hybrid_only(mut self) -> Case {
-        self.hybrid_only = true;
-        self
-    }
-
-    pub const fn exclusive(mut self) -> Case {
-        self.exclusive = true;
-        self
-    }
-
-    /// Whether the test means something for this kind under this runtime.
-    pub fn runs(&self, kind: Kind, runtime: Runtime) -> bool {
-        runtime == Runtime::Hybrid || (kind == Kind::Linux && !self.hybrid_only)
-    }
-
     /// Runs the test and looks for what it left behind.
     pub fn run(&self, engine: &Engine, kind: Kind, number: usize) -> Result<()> {
-        static ALONE: RwLock<()> = RwLock::new(());
-        // A test that panicked has told nothing false about the lock.
-        let (mut _shared, mut _alone) = (None, None);
-        if self.exclusive {
-            _alone = Some(ALONE.write().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        } else {
-            _shared = Some(ALONE.read().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        }
-        let name = format!("t{number}-{}-{}", self.name.replace('_', "-"), kind.name());
-        let test = Test { engine, kind, name, ids: RefCell::default() };
+        let _turn = self.turn();
+        let test = Test { engine, kind, name: self.name_of(kind, number), ids: RefCell::default() };
         let result = (self.body)(&test).and_then(|()| test.nothing_left());
         if result.is_err() {
             test.remove_everything();

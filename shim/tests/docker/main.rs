@@ -96,7 +96,7 @@ impl Stand {
 fn trials(stand: &Arc<Stand>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for (theme, case) in THEMES.iter().flat_map(|(theme, cases)| cases.iter().map(move |case| (theme, case))) {
-        for &kind in case.kinds.iter().filter(|kind| case.runs(**kind, stand.runtime)) {
+        for &kind in case.kinds.iter().filter(|kind| case.suits(**kind, stand.runtime)) {
             let name = format!("docker::{theme}::{}::{}", case.name, kind.name());
             let (share, number) = (stand.clone(), trials.len());
             let trial = Trial::test(name, move || {

@@ -8,7 +8,7 @@ use super::{Containerd, Runtime, leaks};
 use anyhow::{Context, Result, anyhow};
 use containerd_shim_protos::api::CreateTaskRequest;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::RwLock;
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// What a container of a test runs: the same probe as a Linux program, a core module or a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,11 +58,12 @@ impl Kind {
     }
 }
 
-type Body = fn(&Test) -> Result<()>;
-
 /// A test, not yet bound to a containerd.
+pub type Case = CaseOf<fn(&Test) -> Result<()>>;
+
+/// A test whose body is a `B`, which says what it is given.
 #[derive(Clone, Copy)]
-pub struct Case {
+pub struct CaseOf<B> {
     pub name: &'static str,
     pub kinds: &'static [Kind],
     /// Whether runc's shim is expected to do the same.
@@ -73,66 +74,88 @@ pub struct Case {
     pub ignored: bool,
     /// Whether it means something on the newest release line.
     pub on_newest: bool,
-    body: Body,
+    pub body: B,
 }
 
-impl Case {
+impl<B: Copy> CaseOf<B> {
     /// A test of Linux containers that runc passes as well.
-    pub const fn new(name: &'static str, body: Body) -> Case {
+    pub const fn new(name: &'static str, body: B) -> Self {
         let kinds = &[Kind::Linux];
-        Case { name, kinds, hybrid_only: false, exclusive: false, ignored: false, on_newest: true, body }
+        CaseOf { name, kinds, hybrid_only: false, exclusive: false, ignored: false, on_newest: true, body }
     }
 
     /// The test runs once for each of `kinds`.
-    pub const fn kinds(mut self, kinds: &'static [Kind]) -> Case {
+    pub const fn kinds(mut self, kinds: &'static [Kind]) -> Self {
         self.kinds = kinds;
         self
     }
 
     /// The test runs for Linux, core module and component.
-    pub const fn all(self) -> Case {
+    pub const fn all(self) -> Self {
         self.kinds(Kind::ALL)
     }
 
-    pub const fn hybrid_only(mut self) -> Case {
+    pub const fn hybrid_only(mut self) -> Self {
         self.hybrid_only = true;
         self
     }
 
-    pub const fn exclusive(mut self) -> Case {
+    pub const fn exclusive(mut self) -> Self {
         self.exclusive = true;
         self
     }
 
     /// It takes long, and runs only when it is asked for.
-    pub const fn ignored(mut self) -> Case {
+    pub const fn ignored(mut self) -> Self {
         self.ignored = true;
         self
     }
 
     /// It is about what changes with the newest release line.
-    pub const fn before_newest(mut self) -> Case {
+    pub const fn before_newest(mut self) -> Self {
         self.on_newest = false;
         self
     }
 
+    /// Whether the test means something for this kind under this runtime.
+    pub fn suits(&self, kind: Kind, runtime: Runtime) -> bool {
+        runtime == Runtime::Hybrid || (kind == Kind::Linux && !self.hybrid_only)
+    }
+
+    /// The unique name of the `number`th test.
+    pub fn name_of(&self, kind: Kind, number: usize) -> String {
+        format!("t{number}-{}-{}", self.name.replace('_', "-"), kind.name())
+    }
+
+    /// Waits until the test may run, which it may as long as this is held.
+    pub fn turn(&self) -> Turn {
+        static ALONE: RwLock<()> = RwLock::new(());
+        // A test that panicked has told nothing false about the lock.
+        if self.exclusive {
+            Turn::Alone(ALONE.write().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        } else {
+            Turn::Shared(ALONE.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        }
+    }
+}
+
+/// The permission to run, beside other tests or alone.
+pub enum Turn {
+    Shared(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>),
+}
+
+impl Case {
     /// Whether the test means something for this kind under this runtime on this release line.
     pub fn runs(&self, kind: Kind, runtime: Runtime, line: &str) -> bool {
         let newest = LINES.last() == Some(&line);
-        (self.on_newest || !newest) && (runtime == Runtime::Hybrid || (kind == Kind::Linux && !self.hybrid_only))
+        (self.on_newest || !newest) && self.suits(kind, runtime)
     }
 
     /// Runs the test and looks for what it left behind.
     pub fn run(&self, containerd: &Containerd, kind: Kind, number: usize) -> Result<()> {
-        static ALONE: RwLock<()> = RwLock::new(());
-        // A test that panicked has told nothing false about the lock.
-        let (mut _shared, mut _alone) = (None, None);
-        if self.exclusive {
-            _alone = Some(ALONE.write().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        } else {
-            _shared = Some(ALONE.read().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        }
-        let test = Test { containerd, kind, id: format!("t{number}-{}-{}", self.name.replace('_', "-"), kind.name()) };
+        let _turn = self.turn();
+        let test = Test { containerd, kind, id: self.name_of(kind, number) };
         let result = catch_unwind(AssertUnwindSafe(|| (self.body)(&test))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             Err(anyhow!("{}", text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic")))
