@@ -6,6 +6,7 @@
 
 mod bootstrap;
 mod delete;
+mod descriptor;
 mod engine;
 mod events;
 mod exit_record;

@@ -1,5 +1,6 @@
 //! Carrying bytes between descriptors without blocking the shim's only thread.
 
+use crate::descriptor;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
@@ -22,11 +23,7 @@ const TURNS: u32 = 16;
 pub(super) fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>> {
     let flags = fcntl(&fd, FcntlArg::F_GETFL).context("fcntl")?;
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK)).context("fcntl")?;
-    #[expect(
-        deprecated,
-        reason = "its successor is unsafe, for types whose descriptor may change; OwnedFd's never does"
-    )]
-    AsyncFd::with_interest(fd, interest).context("watch a descriptor")
+    descriptor::watch(fd, interest).context("watch a descriptor")
 }
 
 /// Moves everything from one pipe to another, until the end of file. The kernel moves pages, nothing is copied.

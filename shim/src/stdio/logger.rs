@@ -8,6 +8,7 @@
 
 use super::copy::{discard, watch};
 use super::{Identity, invalid, path_of_uri};
+use crate::descriptor::{self, exited};
 use anyhow::{Context, Result as AnyResult, anyhow};
 use executors::{Error, Kind, Process, Result, host};
 use nix::fcntl::OFlag;
@@ -59,8 +60,7 @@ impl Logger {
 
     /// Looks after the logger from now on.
     pub fn attend(self) -> Result<Attended> {
-        #[expect(deprecated, reason = "its successor is unsafe; OwnedFd's descriptor never changes")]
-        let watched = |fd: OwnedFd| AsyncFd::with_interest(fd, Interest::READABLE);
+        let watched = |fd| descriptor::watch(fd, Interest::READABLE);
         let exit = self.process.exit_fd().try_clone_to_owned().and_then(watched).context("watch the logger")?;
         let (sender, end) = oneshot::channel();
         let task = tokio::spawn(attend(self, exit, end));
@@ -85,11 +85,11 @@ impl Attended {
 
 async fn attend(logger: Logger, exit: AsyncFd<OwnedFd>, end: oneshot::Receiver<()>) {
     let Logger { name, process, pipes } = logger;
-    tokio::select! {
-        () = ended(&exit, &process) => {}
+    let ended = tokio::select! {
+        ended = exited(&exit, || process.reap()) => ended,
         _ = end => return bring_to_an_end(&name, &exit, &process, pipes).await,
-    }
-    let status = process.reap().ok().flatten().map_or_else(|| "unknown".to_owned(), |exit| exit.code.to_string());
+    };
+    let status = ended.ok().map_or_else(|| "unknown".to_owned(), |exit| exit.code.to_string());
     log::error!("the logger {name} has ended (exit status {status}): output is lost from here on");
     // A full pipe would stop the container for ever.
     let [out, err] = pipes;
@@ -110,7 +110,7 @@ async fn drain(pipe: OwnedFd) {
 
 async fn bring_to_an_end(name: &str, exit: &AsyncFd<OwnedFd>, process: &Process, pipes: [OwnedFd; 2]) {
     drop(pipes);
-    if timeout(END_LIMIT, ended(exit, process)).await.is_ok() {
+    if timeout(END_LIMIT, exited(exit, || process.reap())).await.is_ok() {
         return;
     }
     for (signal, limit) in [(SIGTERM, TERM_LIMIT), (SIGKILL, TERM_LIMIT)] {
@@ -118,21 +118,10 @@ async fn bring_to_an_end(name: &str, exit: &AsyncFd<OwnedFd>, process: &Process,
             Err(error) if error.kind() != Kind::NotFound => log::warn!("end the logger {name}: {error}"),
             _ => {}
         }
-        if timeout(limit, ended(exit, process)).await.is_ok() {
+        if timeout(limit, exited(exit, || process.reap())).await.is_ok() {
             return;
         }
         log::warn!("the logger {name} did not end within {limit:?} of signal {signal}");
-    }
-}
-
-async fn ended(exit: &AsyncFd<OwnedFd>, process: &Process) {
-    loop {
-        // Neither can fail but for a bug; then there is nothing to wait for.
-        let Ok(mut ready) = exit.readable().await else { return };
-        match process.reap() {
-            Ok(None) => ready.clear_ready(),
-            _ => return,
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Telling containerd that the kernel has killed a process of a container for want of memory.
 
 use super::{Task, lock};
+use crate::descriptor;
 use crate::events::EventPublisher;
 use anyhow::{Context, Result};
 use containerd_shim_protos::events::task::TaskOOM;
@@ -30,8 +31,7 @@ impl Task {
     pub(super) fn begin_oom_watch(&self, watch: OomWatch, events: &EventPublisher) -> Result<()> {
         let interest = if watch.is_priority() { Interest::PRIORITY } else { Interest::READABLE };
         let fd = watch.as_fd().try_clone_to_owned().context("duplicate a descriptor")?;
-        #[expect(deprecated, reason = "its successor is unsafe; OwnedFd's descriptor never changes")]
-        let fd = AsyncFd::with_interest(fd, interest).context("watch for processes that run out of memory")?;
+        let fd = descriptor::watch(fd, interest).context("watch for processes that run out of memory")?;
         let watch = Arc::new(watch);
         let follower = tokio::spawn(follow(self.id.clone(), watch.clone(), fd, interest, events.clone()));
         *lock(&self.oom) = Some(Watching { watch, follower });

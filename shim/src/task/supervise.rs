@@ -3,6 +3,7 @@
 use super::Task;
 use super::exec::{RunningExec, UNKNOWN_EXIT_STATUS};
 use super::process::{State, TaskProcess};
+use crate::descriptor::{exited, watch};
 use crate::engine::Process;
 use crate::events::EventPublisher;
 use crate::exit_record;
@@ -19,10 +20,9 @@ use tokio::io::unix::AsyncFd;
 
 pub(super) type ExitFd = AsyncFd<OwnedFd>;
 
-#[expect(deprecated, reason = "its successor is unsafe, for types whose descriptor may change; OwnedFd's never does")]
 pub(super) fn watch_exit(process: &dyn Process) -> Result<ExitFd> {
     let fd = process.exit_fd().try_clone_to_owned().context("duplicate the pidfd")?;
-    Ok(AsyncFd::with_interest(fd, Interest::READABLE).context("watch the pidfd")?)
+    Ok(watch(fd, Interest::READABLE).context("watch the pidfd")?)
 }
 
 /// Waits for the end of init and announces it, after those of all exec'd processes.
@@ -61,20 +61,11 @@ pub(super) async fn supervise_exec(
 }
 
 async fn await_exit(task: &Task, process: &TaskProcess, fd: &ExitFd) -> Exit {
-    exited(process, fd).await.unwrap_or_else(|error| {
+    let reap = || process.process().map(|process| process.reap()).transpose().map(Option::flatten);
+    exited(fd, reap).await.unwrap_or_else(|error| {
         log::error!(id = task.id.as_str(); "wait for process {}: {error}", process.pid());
         Exit { code: UNKNOWN_EXIT_STATUS, at: SystemTime::now() }
     })
-}
-
-async fn exited(process: &TaskProcess, fd: &ExitFd) -> Result<Exit> {
-    loop {
-        let mut ready = fd.readable().await.context("wait for the pidfd")?;
-        if let Some(exit) = process.process().map(|process| process.reap()).transpose()?.flatten() {
-            return Ok(exit);
-        }
-        ready.clear_ready();
-    }
 }
 
 async fn announce(task: &Task, process: &TaskProcess, exit: Exit, events: &EventPublisher) {
