@@ -22,7 +22,6 @@ use crate::process::Process;
 use crate::{Kind, Stdio, wasm};
 
 /// What to execute: the spec's `process` object (config.md, "Process"), checked.
-#[derive(Clone)]
 pub struct ExecSpec(ProcessSpec);
 
 impl ExecSpec {

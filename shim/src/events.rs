@@ -10,8 +10,7 @@
 use crate::status::timestamp;
 use anyhow::{Context, Result, anyhow};
 use containerd_shim_protos::events::task::{
-    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
-    TaskResumed, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
 };
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
@@ -62,7 +61,6 @@ events! {
     TaskPaused => TASK_PAUSED_EVENT_TOPIC,
     TaskResumed => TASK_RESUMED_EVENT_TOPIC,
     TaskOOM => TASK_OOM_EVENT_TOPIC,
-    TaskCheckpointed => TASK_CHECKPOINTED_EVENT_TOPIC,
 }
 
 enum Item {

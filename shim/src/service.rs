@@ -5,7 +5,7 @@
 use crate::serve::Stop;
 use crate::status::{rpc_error, task_status, timestamp};
 use crate::stdio::Names;
-use crate::task::{Creation, ExecRequest, State, Task as OneTask, TaskProcess, Tasks};
+use crate::task::{Creation, ExecRequest, State, Task as OneTask, TaskProcess, Tasks, precondition};
 use crate::{RUNTIME, options, stats};
 use anyhow::anyhow;
 use containerd_shim_protos::api::*;
@@ -75,10 +75,6 @@ async fn to_the_end<T: Send + 'static>(call: impl Future<Output = Result<T>> + S
 
 fn unimplemented(what: &str) -> Error {
     Error::new(Kind::Unimplemented, anyhow!("{what}: not implemented by {RUNTIME}"))
-}
-
-fn state_error(what: &'static str) -> Error {
-    Error::new(Kind::FailedPrecondition, anyhow!(what))
 }
 
 fn signal(number: u32) -> Result<i32> {
@@ -229,10 +225,7 @@ impl Task for Service {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        let result = match self.tasks.find(&request.id) {
-            Ok(task) => task.pids().await,
-            Err(error) => Err(error),
-        };
+        let result = async { self.tasks.find(&request.id)?.pids().await }.await;
         let pids = answer("Pids", &request.id, result)?;
         let mut response = PidsResponse::new();
         response.processes = pids.into_iter().map(process_info).collect();
@@ -258,39 +251,28 @@ impl Task for Service {
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        let result = match self.tasks.find(&request.id) {
-            Ok(task) => match json_of(&request.resources, "LinuxResources") {
-                Ok(resources) => to_the_end(task.update(resources.to_vec())).await,
-                Err(error) => Err(error),
-            },
-            Err(error) => Err(error),
+        let update = async {
+            let task = self.tasks.find(&request.id)?;
+            let resources = json_of(&request.resources, "LinuxResources")?;
+            to_the_end(task.update(resources.to_vec())).await
         };
-        answer("Update", &request.id, result).map(|()| Empty::new())
+        answer("Update", &request.id, update.await).map(|()| Empty::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        let result = match self.tasks.find(&request.id) {
-            Ok(task) => task.stats().await.and_then(|stats| stats::any(&stats)),
-            Err(error) => Err(error),
-        };
+        let result = async { stats::any(&self.tasks.find(&request.id)?.stats().await?) }.await;
         let mut response = StatsResponse::new();
         response.stats = MessageField::some(answer("Stats", &request.id, result)?);
         Ok(response)
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        let result = match self.tasks.find(&request.id) {
-            Ok(task) => to_the_end(self.tasks.clone().pause(task)).await,
-            Err(error) => Err(error),
-        };
+        let result = async { to_the_end(self.tasks.clone().pause(self.tasks.find(&request.id)?)).await }.await;
         answer("Pause", &request.id, result).map(|()| Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        let result = match self.tasks.find(&request.id) {
-            Ok(task) => to_the_end(self.tasks.clone().resume(task)).await,
-            Err(error) => Err(error),
-        };
+        let result = async { to_the_end(self.tasks.clone().resume(self.tasks.find(&request.id)?)).await }.await;
         answer("Resume", &request.id, result).map(|()| Empty::new())
     }
 
@@ -315,8 +297,8 @@ impl Task for Service {
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
         let result = self.tasks.find(&request.id).and_then(|task| match task.init.state() {
             State::Running => Err(unimplemented("Checkpoint: dumping a task with criu")),
-            State::Created => Err(state_error("the task was not started yet: it cannot be checkpointed")),
-            State::Stopped(_) => Err(state_error("the task has ended: it cannot be checkpointed")),
+            State::Created => Err(precondition("the task was not started yet: it cannot be checkpointed")),
+            State::Stopped(_) => Err(precondition("the task has ended: it cannot be checkpointed")),
         });
         answer("Checkpoint", &request.id, result)
     }

@@ -158,14 +158,13 @@ pub fn open(names: &Names, owner: Option<Owner>, process: For, identity: &Identi
     }
     let stdin = within("stdin", input(&names.stdin))?;
     prepared.stdin = stdin.shim;
-    let (stdout, stderr) = match target(&names.stdout).map_err(|error| error.context("stdout"))? {
+    let (stdout, stderr) = match within("stdout", target(&names.stdout))? {
         Target::Logger(uri) => {
             let (logger, stdout, stderr) = within("stdout", Logger::start(&uri, identity))?;
             prepared.logger = Some(logger);
             // As containerd's Go shim has it: the logger is both streams', unless stderr goes somewhere else.
             let stderr = match names.stderr.as_str() {
-                "" => Some(stderr),
-                name if name == names.stdout => Some(stderr),
+                name if name.is_empty() || name == names.stdout => Some(stderr),
                 name => within("stderr", output(name, process, &mut prepared))?,
             };
             (Some(stdout), stderr)
@@ -202,7 +201,7 @@ fn open_terminal(
 ) -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
     let stdin = within("stdin", input(&names.stdin))?;
     prepared.stdin = stdin.shim;
-    let output = match target(&names.stdout).map_err(|error| error.context("stdout"))? {
+    let output = match within("stdout", target(&names.stdout))? {
         Target::Logger(uri) => {
             let (logger, stdout, _) = within("stdout", Logger::start(&uri, identity))?;
             prepared.logger = Some(logger);

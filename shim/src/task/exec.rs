@@ -150,11 +150,11 @@ impl Tasks {
 
     async fn execute(&self, task: &Arc<Task>, exec: &Arc<TaskProcess>) -> Result<u32> {
         let logger = stdio::Identity { id: exec.exec_id.clone(), namespace: self.namespace.clone() };
-        let (names, owner, spec) = (exec.names.clone(), task.owner, exec.spec.clone());
+        let (process, owner) = (exec.clone(), task.owner);
         let made = task.clone().with_container(move |container| {
-            let spec = spec.ok_or_else(gone)?;
-            let (streams, prepared) = stdio::open(&names, owner, stdio::For::Exec, &logger)?;
-            Ok((container.exec(&spec, streams)?, prepared))
+            let spec = process.spec.as_ref().ok_or_else(gone)?;
+            let (streams, prepared) = stdio::open(&process.names, owner, stdio::For::Exec, &logger)?;
+            Ok((container.exec(spec, streams)?, prepared))
         });
         let (process, prepared) = made.await.unwrap_or_else(|| Err(gone()))?;
         let pid = process.pid();

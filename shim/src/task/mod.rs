@@ -389,7 +389,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn precondition(message: &'static str) -> Error {
+/// What a request in the wrong state is answered with.
+pub fn precondition(message: &'static str) -> Error {
     Error::new(Kind::FailedPrecondition, anyhow!(message))
 }
 
