@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use crate::Kind;
 use crate::bundle::{Bundle, args, variable};
 use crate::error::{OrKind, Result, bail};
-use crate::native::plan::search;
+use crate::native::environment::search;
 use crate::rootfs::{Rootfs, open_inside};
 use crate::wasm;
 

@@ -15,8 +15,9 @@ use crate::console::Console;
 use crate::container::Container;
 use crate::dispatch::{self, Entrypoint, Executor};
 use crate::error::{OrKind, Result, bail};
+use crate::native::environment::environment;
 use crate::native::launch::exec;
-use crate::native::plan::{self, Payload};
+use crate::native::plan::Payload;
 use crate::native::user;
 use crate::process::Process;
 use crate::{Kind, Stdio, wasm};
@@ -68,7 +69,7 @@ impl Container {
             }
         };
         let init = self.init.exit_fd();
-        let environment = plan::environment(&process, root.as_fd());
+        let environment = environment(&process, root.as_fd());
         drop(root);
         let plan = self.joining.compile(&process, &environment, init, &self.cgroup, stdio, payload)?;
         let pid_namespace = self.joining.pid_namespace().then_some(init);

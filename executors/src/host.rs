@@ -94,13 +94,13 @@ const SETTLED: u32 = 1;
 /// unmapped after a second, by SIGALRM. To be called before there are threads.
 pub fn save_memory() {
     sys::one_malloc_arena();
-    sys::drop_code_pages_after(SETTLED);
+    runner::pages::drop_code_pages_after(SETTLED);
 }
 
 /// Has the code that this activity needed unmapped once a second has passed without another. To be called after what is done
 /// rarely and takes much code, such as making a container.
 pub fn settle_memory() {
-    sys::drop_code_pages_after(SETTLED);
+    runner::pages::drop_code_pages_after(SETTLED);
 }
 
 /// Puts this process into a core scheduling group of its own (prctl(2), PR_SCHED_CORE_CREATE), so that its children share

@@ -12,7 +12,7 @@ use rustix::net::{
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::child::{self, GO, HOOKS, READY, Report, TERMINAL};
-use super::plan::Namespaces;
+use super::namespaces::Namespaces;
 use super::step::{Plan, Step};
 use crate::cgroup::Cgroup;
 use crate::console::Console;

@@ -8,16 +8,20 @@
 //! ```
 
 pub(crate) mod child;
+mod devices;
+pub(crate) mod environment;
 pub(crate) mod filesystem;
 pub(crate) mod hook;
 pub(crate) mod join;
 pub(crate) mod launch;
 mod mounts;
 mod move_root;
+mod namespaces;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod resolve;
 pub(crate) mod seccomp;
 pub(crate) mod step;
+mod terminal;
 pub(crate) mod user;
 pub(crate) mod user_namespace;

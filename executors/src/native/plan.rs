@@ -3,43 +3,31 @@
 //! Source: OCI runtime spec 1.3, runtime.md "Lifecycle", config.md, config-linux.md.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process};
-use rustix::fs::{FileType, Mode, OFlags};
-use rustix::mount::OpenTreeFlags;
-use rustix::thread::ThreadNameSpaceType;
+use oci_spec::runtime::{LinuxNamespaceType, Process};
 
+use super::devices::{binds_dev, devices};
+use super::environment::{candidates, environment};
 use super::filesystem::NewFilesystem;
 use super::mounts::{self, cstring};
 use super::move_root;
+use super::namespaces::{Namespaces, host_names, namespaces};
 use super::options::{Options, Recursive, propagation};
-use super::resolve::Make;
 use super::seccomp::Filter;
-use super::step::{Called, Plan, Program, Step, Target};
+use super::step::{Called, Plan, Program, Step};
+use super::terminal::terminal;
 use super::user;
-use super::user_namespace::{IdMappings, Settle};
-use crate::bundle::{Bundle, args, variable};
+use super::user_namespace::IdMappings;
+use crate::bundle::{Bundle, args};
 use crate::cgroup::Cgroup;
-use crate::console::{self, Console};
+use crate::console::Console;
 use crate::error::{OrKind, Result, bail};
 use crate::hooks::Hooks;
-use crate::rootfs::{Rootfs, open_inside};
+use crate::rootfs::Rootfs;
 use crate::sys::{self, CStringArray, MountAttr};
 use crate::{CreateOptions, Kind, Stdio};
-
-/// What clone3(2) is to do.
-pub(crate) struct Namespaces {
-    /// CLONE_NEW* of the namespaces to make.
-    pub flags: i32,
-    /// The namespaces to be born in, of those that the spec names: the pid namespace, and with a user namespace all, as the
-    /// child could not join the host's from in there.
-    pub born_in: Vec<(OwnedFd, ThreadNameSpaceType)>,
-    /// What is to be done for the child in its new user namespace, if it gets one.
-    pub user: Option<Settle>,
-}
 
 /// What the payload is: the image's program, or our runner with what it needs.
 pub(crate) enum Payload {
@@ -176,80 +164,6 @@ pub(super) fn keyring(id: &str) -> Result<Step> {
     Ok(Step::Keyring(CString::new(format!("_ses.{id}")).or_kind(Kind::InvalidArgument, || "id")?))
 }
 
-/// Namespaces to make become clone flags, those to join become steps.
-fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: &mut Vec<Step>) -> Result<Namespaces> {
-    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Time, User, Uts};
-    use ThreadNameSpaceType as T;
-    let mut namespaces = Namespaces { flags: 0, born_in: Vec::new(), user: None };
-    if let Some(mappings) = mappings {
-        namespaces.flags |= libc::CLONE_NEWUSER;
-        namespaces.user = Some(Settle::new(mappings.clone(), bundle.process()));
-        steps.push(Step::AwaitMappings);
-        // The folders down to it need not be open to the container's ids.
-        if let Some(folder) = bundle.root().parent() {
-            steps.push(Step::EnterFolder(cstring(folder)?));
-        }
-        steps.push(Step::BecomeRoot);
-    }
-    for (kind, name, flag) in [
-        (Network, "network", T::NETWORK),
-        (Ipc, "ipc", T::INTER_PROCESS_COMMUNICATION),
-        (Uts, "uts", T::HOST_NAME_AND_NIS_DOMAIN_NAME),
-        (Pid, "pid", T::PROCESS_ID),
-        (Cgroup, "cgroup", T::CONTROL_GROUP),
-        (Mount, "mount", T::MOUNT),
-    ] {
-        match (kind, bundle.namespace(kind)) {
-            (_, None) => {}
-            (_, Some(Some(path))) if kind == Pid || mappings.is_some() => {
-                namespaces.born_in.push((open_namespace(path, name)?, flag));
-            }
-            (_, Some(Some(path))) => steps.push(Step::Join(open_namespace(path, name)?, name)),
-            // Made once the process is in its cgroup.
-            (Cgroup, Some(None)) => {}
-            (Network, Some(None)) => {
-                namespaces.flags |= libc::CLONE_NEWNET;
-                steps.push(Step::LoopbackUp);
-            }
-            (Ipc, Some(None)) => namespaces.flags |= libc::CLONE_NEWIPC,
-            (Uts, Some(None)) => namespaces.flags |= libc::CLONE_NEWUTS,
-            (Pid, Some(None)) => namespaces.flags |= libc::CLONE_NEWPID,
-            (Mount, Some(None)) => namespaces.flags |= libc::CLONE_NEWNS,
-            // The one is above, the other was refused when the bundle was opened.
-            (User | Time, _) => {}
-        }
-    }
-    Ok(namespaces)
-}
-
-fn open_namespace(path: &Path, name: &str) -> Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .or_kind(Kind::InvalidArgument, || format!("linux.namespaces: open the {name} namespace {}", path.display()))
-}
-
-fn host_names(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
-    if let Some(name) = bundle.spec().hostname().as_deref().filter(|name| !name.is_empty()) {
-        steps.push(Step::Hostname(text(name, "hostname")?));
-    }
-    if let Some(name) = bundle.spec().domainname().as_deref().filter(|name| !name.is_empty()) {
-        steps.push(Step::Domainname(text(name, "domainname")?));
-    }
-    let Some(sysctls) = bundle.linux().sysctl().as_ref().filter(|sysctls| !sysctls.is_empty()) else { return Ok(()) };
-    let proc_sys = rustix::fs::open("/proc/sys", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .or_kind(Kind::Internal, || "linux.sysctl: open /proc/sys")?;
-    let proc_sys = Arc::new(proc_sys);
-    for (key, value) in sysctls {
-        // In a key with slashes dots are part of names, such as those of VLAN interfaces (sysctl(8)).
-        let path = if key.contains('/') { key.clone() } else { key.replace('.', "/") };
-        steps.push(Step::Sysctl {
-            proc_sys: Arc::clone(&proc_sys),
-            path: text(&path, "linux.sysctl")?,
-            value: text(value, "linux.sysctl")?,
-        });
-    }
-    Ok(())
-}
-
 /// The rootfs, and all that is mounted, made, masked or made read-only in it.
 ///
 /// A guest of the runner gets a copy of the tree with the kernel's own file systems read-only: with /proc/self/mem it could
@@ -314,49 +228,6 @@ fn file_systems(
     Ok(stdio)
 }
 
-/// Makes the terminal: in the container's devpts, whose mount is one of the steps, or where it has none of its own in the
-/// host's.
-fn terminal(
-    process: &Process,
-    mappings: Option<&IdMappings>,
-    steps: &mut Vec<Step>,
-) -> Result<(Step, Option<Console>)> {
-    let is_new_devpts = |step: &Step| {
-        matches!(step, Step::MountNew { filesystem, at }
-            if filesystem.fstype.as_c_str() == c"devpts" && at.path.as_c_str() == c"/dev/pts")
-    };
-    if steps.iter().any(is_new_devpts) {
-        // It is not there yet.
-        steps.push(Step::OpenTerminal { size: console::size(process)? });
-        return Ok((Step::Terminal { slave: None, uid: process.user().uid() }, None));
-    }
-    let devpts = steps.iter().rev().find_map(|step| match step {
-        Step::Attach { tree, at } if at.path.as_c_str() == c"/dev/pts" => Some(tree.as_fd()),
-        _ => None,
-    });
-    let (console, slave, mount) = match devpts {
-        Some(devpts) => {
-            let (console, slave) = Console::open(devpts)?;
-            let mount = Step::Console(user::above(&slave)?);
-            (console, slave, mount)
-        }
-        None => {
-            let (console, slave) = Console::open_on_host()?;
-            let tree = rustix::mount::open_tree(
-                &slave,
-                c"",
-                OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
-            );
-            let tree = tree.or_kind(Kind::Internal, || "process.terminal: copy its mount")?;
-            let at = Target { path: c"/dev/console".to_owned(), make: Make::File, no_symlinks: false };
-            (console, slave, Step::Attach { tree, at })
-        }
-    };
-    console.resize_to(process)?;
-    steps.push(mount);
-    Ok((user::terminal(process, mappings, &slave)?, Some(console)))
-}
-
 fn rootfs_propagation(bundle: &Bundle) -> Result<Option<(u64, Recursive)>> {
     match bundle.linux().rootfs_propagation().as_deref() {
         None | Some("") => Ok(None),
@@ -365,101 +236,6 @@ fn rootfs_propagation(bundle: &Bundle) -> Result<Option<(u64, Recursive)>> {
             None => bail!(InvalidArgument, "linux.rootfsPropagation: {word:?} is not a propagation"),
         },
     }
-}
-
-/// Whether the host's /dev is the container's, so that nothing may be made in it.
-fn binds_dev(bundle: &Bundle) -> bool {
-    bundle.spec().mounts().iter().flatten().any(|mount| {
-        let options = mount.options().as_deref().unwrap_or_default();
-        mount.destination() == Path::new("/dev") && options.iter().any(|option| option == "bind" || option == "rbind")
-    })
-}
-
-/// Device nodes: those that the spec supplies by default, then its own; and the usual symlinks (config-linux.md,
-/// "Default Devices"; runtime-linux.md "Dev symbolic links").
-///
-/// In a user namespace device nodes can't be made and would not be ones: the host's are mounted (user_namespaces(7)).
-fn devices(bundle: &Bundle, mapped: bool, steps: &mut Vec<Step>) -> Result<()> {
-    const DEFAULT: [(&str, u32, u32); 6] = [
-        ("/dev/null", 1, 3),
-        ("/dev/zero", 1, 5),
-        ("/dev/full", 1, 7),
-        ("/dev/random", 1, 8),
-        ("/dev/urandom", 1, 9),
-        ("/dev/tty", 5, 0),
-    ];
-    let own = bundle.linux().devices().as_deref().unwrap_or_default();
-    for (path, major, minor) in DEFAULT {
-        if own.iter().any(|device| device.path() == Path::new(path)) {
-            continue;
-        }
-        let node = Step::Device {
-            path: text(path, "linux.devices")?,
-            mode: libc::S_IFCHR | 0o666,
-            device: rustix::fs::makedev(major, minor),
-            uid: 0,
-            gid: 0,
-        };
-        steps.push(if mapped { of_the_host(node)? } else { node });
-    }
-    for device in own {
-        let node = node(device)?;
-        steps.push(if mapped { of_the_host(node)? } else { node });
-    }
-    const LINKS: [(&str, &str); 5] = [
-        ("/proc/self/fd", "/dev/fd"),
-        ("/proc/self/fd/0", "/dev/stdin"),
-        ("/proc/self/fd/1", "/dev/stdout"),
-        ("/proc/self/fd/2", "/dev/stderr"),
-        ("pts/ptmx", "/dev/ptmx"),
-    ];
-    for (target, at) in LINKS {
-        steps.push(Step::Symlink { target: text(target, "/dev")?, at: text(at, "/dev")? });
-    }
-    Ok(())
-}
-
-fn node(device: &LinuxDevice) -> Result<Step> {
-    let what = || format!("linux.devices: {}", device.path().display());
-    let kind = match device.typ() {
-        LinuxDeviceType::B => libc::S_IFBLK,
-        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
-        LinuxDeviceType::P => libc::S_IFIFO,
-        LinuxDeviceType::A => bail!(InvalidArgument, "{}: type \"a\" is not a kind of file", what()),
-    };
-    let number = |number: i64| u32::try_from(number).or_kind(Kind::InvalidArgument, what);
-    Ok(Step::Device {
-        path: cstring(device.path())?,
-        mode: kind | (device.file_mode().unwrap_or(0o666) & 0o7777),
-        device: rustix::fs::makedev(number(device.major())?, number(device.minor())?),
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
-    })
-}
-
-/// The host's node of the same path in place of one to make, with the host's owner and mode. A fifo is made as ever.
-fn of_the_host(node: Step) -> Result<Step> {
-    let Step::Device { path, mode, device, .. } = &node else { return Ok(node) };
-    let kind = FileType::from_raw_mode(*mode);
-    if kind == FileType::Fifo {
-        return Ok(node);
-    }
-    let what = || format!("linux.devices: {}: open the host's", path.to_string_lossy());
-    let file =
-        rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).or_kind(Kind::InvalidArgument, what)?;
-    let stat = rustix::fs::fstat(&file).or_kind(Kind::Internal, what)?;
-    if (FileType::from_raw_mode(stat.st_mode), stat.st_rdev) != (kind, *device) {
-        bail!(
-            Unimplemented,
-            "linux.devices: {}: on the host it is another file, and in a user namespace none can be made",
-            path.to_string_lossy()
-        );
-    }
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = rustix::mount::open_tree(&file, c"", flags).or_kind(Kind::Internal, what)?;
-    let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
-    sys::mount_setattr(tree.as_fd(), false, &private).or_kind(Kind::Internal, what)?;
-    Ok(Step::Attach { tree, at: Target { path: path.clone(), make: Make::File, no_symlinks: false } })
 }
 
 /// To be run while the host's /proc is in sight: that of the container may be anything.
@@ -476,61 +252,6 @@ pub(super) fn apparmor(process: &Process, steps: &mut Vec<Step>) -> Result<()> {
     Ok(())
 }
 
-/// The spec's environment. HOME is added from /etc/passwd below `root` where the spec has none, as runc and crun do.
-pub(crate) fn environment(process: &Process, root: BorrowedFd<'_>) -> Vec<String> {
-    let mut environment = process.env().clone().unwrap_or_default();
-    if variable(process, "HOME").is_none() {
-        let home = home(root, process.user().uid()).unwrap_or_else(|| "/".to_owned());
-        environment.push(format!("HOME={home}"));
-    }
-    environment
-}
-
-/// The home folder of a user in /etc/passwd below `root` (passwd(5)).
-fn home(root: BorrowedFd<'_>, uid: u32) -> Option<String> {
-    use std::io::Read;
-    /// As much of the file as is read: an image could hold anything.
-    const MAX: u64 = 1 << 20;
-    let mut text = String::new();
-    open_inside(root, Path::new("/etc/passwd")).ok()?.take(MAX).read_to_string(&mut text).ok()?;
-    let mut users = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let user = users.find(|fields| fields.get(2).is_some_and(|id| *id == uid.to_string()))?;
-    user.get(5).filter(|home| !home.is_empty() && !home.contains('\0')).map(|home| (*home).to_owned())
-}
-
-/// Where `args[0]` may be: itself if it has a slash, else in each folder of the container's PATH (execvp(3)).
-fn candidates(process: &Process, environment: &[String]) -> Result<Vec<CString>> {
-    let Some(program) = args(process).first() else { bail!(InvalidArgument, "process.args: empty") };
-    let path = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH="));
-    search(program, path).iter().map(|path| text(path, "process.args")).collect()
-}
-
-/// The paths to try for a program, in order. An unset PATH is the usual default; relative folders in it are skipped, as a
-/// program found by the current folder is a known trap.
-pub(crate) fn search(program: &str, path: Option<&str>) -> Vec<String> {
-    if program.contains('/') {
-        return vec![program.to_owned()];
-    }
-    let path = path.unwrap_or("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    path.split(':')
-        .filter(|folder| folder.starts_with('/'))
-        .map(|folder| format!("{}/{program}", folder.trim_end_matches('/')))
-        .collect()
-}
-
 pub(super) fn text(value: &str, field: &'static str) -> Result<CString> {
     CString::new(value).or_kind(Kind::InvalidArgument, || format!("{field}: {value:?}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn programs_are_looked_for_in_path() {
-        assert_eq!(search("/bin/a", Some("/x")), ["/bin/a"]);
-        assert_eq!(search("./a", Some("/x")), ["./a"]);
-        assert_eq!(search("a", Some("/x:.:/y/:")), ["/x/a", "/y/a"]);
-        assert_eq!(search("a", None).len(), 6);
-    }
 }

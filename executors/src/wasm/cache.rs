@@ -10,11 +10,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use runner::{CODE, Facts};
 use rustix::fs::{MemfdFlags, SealFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Facts, engine, precompile};
+use super::precompile;
 use crate::Kind;
 use crate::error::{OrKind, Result};
 
@@ -22,8 +23,7 @@ use crate::error::{OrKind, Result};
 const FOLDER: &str = "/var/cache/hybrid/wasm";
 const FOLDER_VARIABLE: &str = "HYBRID_WASM_CACHE";
 
-/// The files of an entry.
-pub(super) const CODE: &str = "code";
+/// The file of an entry beside [`CODE`].
 const ABOUT: &str = "about.json";
 
 /// An entry of the cache.
@@ -102,7 +102,7 @@ fn key(module: &mut File, copy: &mut dyn Write) -> Result<String> {
     let binary = std::fs::metadata("/proc/self/exe").or_kind(Kind::Internal, || "stat /proc/self/exe")?;
     let build = (binary.dev(), binary.ino(), binary.size(), binary.mtime(), binary.mtime_nsec());
     let mut engine = Sha256::new();
-    engine.update(format!("{} {} {build:?} {:?}", engine::WASMTIME, engine::REVISION, processor()));
+    engine.update(format!("{} {} {build:?} {:?}", runner::WASMTIME, runner::REVISION, processor()));
     Ok(format!("{}-{}", hex(&digest.finalize()), &hex(&engine.finalize())[..16]))
 }
 

@@ -8,17 +8,14 @@
 //! The server never initialises Wasmtime: hostile bytes are parsed in the precompiler, hostile code runs in the container.
 
 mod cache;
-mod engine;
 mod precompile;
-mod run;
-mod wasi;
 
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::ExitCode;
 
-use serde::{Deserialize, Serialize};
+pub use runner::entry;
+use runner::{RUNNER, RunnerConfig, World};
 
 use crate::error::{OrKind, Result, bail};
 use crate::native::options::Recursive;
@@ -26,22 +23,6 @@ use crate::native::plan::Payload;
 use crate::rootfs::clone_tree;
 use crate::sys::{self, MountAttr};
 use crate::{Kind, host};
-
-/// `argv[0]` of this binary as the runner. The guest's own arguments follow it.
-const RUNNER: &str = "hybrid-wasm";
-
-/// `argv[0]` of this binary as the precompiler.
-const PRECOMPILER: &str = "hybrid-precompile";
-
-/// The binary's other lives: if `argv[0]` says that it was executed as the runner or the precompiler, does that and
-/// returns the exit code. To be called first thing in `main`.
-pub fn entry() -> Option<ExitCode> {
-    match std::env::args().next().as_deref() {
-        Some(RUNNER) => Some(run::main()),
-        Some(PRECOMPILER) => Some(precompile::main()),
-        _ => None,
-    }
-}
 
 /// Whether a file that begins with these bytes is a module or component (WebAssembly core specification, 5.5.16).
 pub(crate) fn is_wasm(magic: &[u8]) -> bool {
@@ -56,46 +37,11 @@ pub(crate) fn entrypoint(program: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The kinds of program that there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum World {
-    /// A core module that imports WASI 0.1.
-    Core,
-    /// A component that imports WASI 0.2.
-    Component,
-}
-
-/// What is known of a module after it was compiled.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Facts {
-    pub world: World,
-    /// Its usual entry point: exports `_start`, or `wasi:cli/run` of WASI 0.2.
-    pub command: bool,
-    /// Exported functions that take and return nothing, and so can be called by `#function`.
-    pub functions: Vec<String>,
-}
-
-/// What the runner is told, as JSON in a sealed memfd.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct RunnerConfig {
-    /// The module's path in the container, for messages.
-    pub name: String,
-    pub world: World,
-    /// The export to call instead of the usual entry point.
-    pub function: Option<String>,
-}
-
-/// The numbers of the descriptors that the runner gets, in the order of [`Runner::pass`].
-const CONFIG_FD: i32 = 3;
-const CODE_FD: i32 = 4;
-/// The guest's root, which the plan adds.
-const ROOT_FD: i32 = 5;
-
 /// What to execute for a Wasm container, and what to pass to it.
 pub(crate) struct Runner {
     /// This binary, on a read-only mount of its own: through /proc/self/exe nobody can write to it (CVE-2019-5736).
     pub program: OwnedFd,
-    /// Its [`RunnerConfig`], and the folder with its code.
+    /// Its [`RunnerConfig`], and the folder with its code; the plan adds the guest's root (see [`runner::CONFIG_FD`]).
     pub pass: Vec<OwnedFd>,
 }
 
@@ -166,6 +112,12 @@ fn sealed(config: &RunnerConfig) -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_version_is_that_of_the_lock_file() {
+        let (lock, version) = (include_str!("../../../Cargo.lock"), runner::WASMTIME);
+        assert!(lock.contains(&format!("name = \"wasmtime\"\nversion = \"{version}\"")), "update runner::WASMTIME");
+    }
 
     #[test]
     fn an_entrypoint_may_name_an_export() {

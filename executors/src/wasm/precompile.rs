@@ -1,39 +1,17 @@
-//! The precompiler: a short-lived process of this binary that compiles one module.
-//!
-//! Compilers eat hostile input, so it confines itself before it reads any: no network, no privileges, another user, and
-//! limits on memory and time, nothing but its own folder as root. It gets the module as stdin, the file for the code as
-//! stdout, and answers on stderr, a file too: the module's [`Facts`] as JSON and exit code 0, or one sentence and exit code 1.
+//! Starts the precompiler (see [`runner::compile`]) and reads its answer, which is as hostile as the module.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
-use rustix::fs::{Gid, Uid};
-use rustix::process::{Resource, Rlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets};
-use wasmtime::component::Component;
-use wasmtime::component::types::ComponentItem;
-use wasmtime::{Engine, ExternType, Module};
+use runner::compile::{MAX_CODE, MAX_CPU};
+use runner::{Facts, PRECOMPILER};
 
-use super::{Facts, PRECOMPILER, World, engine};
 use crate::error::{OrKind, Result, bail};
-use crate::{Kind, process, sys};
-
-/// Memory that compiling may take, in bytes; a module of 50 MB takes about 2 GB.
-const MAX_DATA: u64 = 8 << 30;
-
-/// Processor time that compiling may take, in seconds.
-const MAX_CPU: u64 = 600;
-
-/// The largest file of code, in bytes.
-const MAX_CODE: u64 = 2 << 30;
-
-/// The user that compiles: nobody.
-const NOBODY: u32 = 65534;
+use crate::{Kind, process};
 
 /// The longest answer that is read, in bytes. (A module can have names of any length.)
 const MAX_ANSWER: u64 = 1 << 20;
@@ -99,94 +77,6 @@ fn one_line(text: &str) -> String {
         }
     }
     line
-}
-
-/// The precompiler's own main.
-pub(super) fn main() -> ExitCode {
-    let answer = confine().map_err(|e| wasmtime::format_err!("confine the precompiler: {e}")).and_then(|()| compile());
-    match answer {
-        Ok(facts) => {
-            eprint!("{facts}");
-            ExitCode::SUCCESS
-        }
-        Err(e) => {
-            eprintln!("{e:#}");
-            ExitCode::from(1)
-        }
-    }
-}
-
-/// Gives up everything that compiling doesn't need.
-fn confine() -> std::io::Result<()> {
-    sys::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS)?;
-    // The folder that it was started in.
-    std::os::unix::fs::chroot(".")?;
-    std::env::set_current_dir("/")?;
-    for (resource, limit) in [
-        (Resource::Data, MAX_DATA),
-        (Resource::Cpu, MAX_CPU),
-        (Resource::Fsize, MAX_CODE),
-        (Resource::Core, 0),
-        (Resource::Nofile, 64),
-    ] {
-        // A lower limit that this process has already stays.
-        let lower = |old: Option<u64>| Some(old.map_or(limit, |old| old.min(limit)));
-        let old = rustix::process::getrlimit(resource);
-        rustix::process::setrlimit(resource, Rlimit { current: lower(old.current), maximum: lower(old.maximum) })?;
-    }
-    rustix::thread::set_thread_groups(&[])?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    let none = CapabilitySet::empty();
-    rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
-    rustix::thread::set_no_new_privs(true)?;
-    // Last, as a change of user clears it (PR_SET_PDEATHSIG(2const)).
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    Ok(())
-}
-
-fn compile() -> wasmtime::Result<String> {
-    let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes)?;
-    let engine = engine::compiler()?;
-    let (facts, code) = if is_component(&bytes) { component(&engine, &bytes)? } else { core(&engine, &bytes)? };
-    std::io::stdout().lock().write_all(&code)?;
-    std::io::stdout().lock().flush()?;
-    Ok(serde_json::to_string(&facts)?)
-}
-
-/// Whether the bytes behind the magic ones say "component": the layer field (component model, Binary.md).
-fn is_component(bytes: &[u8]) -> bool {
-    bytes.get(6..8) == Some(&[1, 0])
-}
-
-fn core(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<(Facts, Vec<u8>)> {
-    let module = Module::from_binary(engine, bytes).map_err(|e| e.context("it is not a valid module"))?;
-    engine::check_core(engine, &module)?;
-    let is_plain =
-        |ty: &ExternType| matches!(ty, ExternType::Func(f) if f.params().len() == 0 && f.results().len() == 0);
-    let functions: Vec<String> =
-        module.exports().filter(|export| is_plain(&export.ty())).map(|export| export.name().to_owned()).collect();
-    let command = functions.iter().any(|function| function == "_start");
-    Ok((Facts { world: World::Core, command, functions }, module.serialize()?))
-}
-
-fn component(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<(Facts, Vec<u8>)> {
-    let component = Component::from_binary(engine, bytes).map_err(|e| e.context("it is not a valid component"))?;
-    engine::check_component(engine, &component)?;
-    let ty = component.component_type();
-    let mut facts = Facts { world: World::Component, command: false, functions: Vec::new() };
-    for (name, item) in ty.exports(engine) {
-        match item.ty {
-            ComponentItem::ComponentInstance(_) if name.starts_with("wasi:cli/run@0.2.") => facts.command = true,
-            ComponentItem::ComponentFunc(f) if f.params().len() == 0 && f.results().len() == 0 => {
-                facts.functions.push(name.to_owned());
-            }
-            _ => {}
-        }
-    }
-    Ok((facts, component.serialize()?))
 }
 
 #[cfg(test)]

@@ -15,10 +15,10 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 /// What the store of a core module holds.
-pub(super) type CoreState = WasiP1Ctx;
+pub(crate) type CoreState = WasiP1Ctx;
 
 /// What the store of a component holds.
-pub(super) struct ComponentState {
+pub(crate) struct ComponentState {
     wasi: WasiCtx,
     table: ResourceTable,
 }
@@ -30,12 +30,12 @@ impl WasiView for ComponentState {
 }
 
 /// The state of a core module's store, for the guest's root folder.
-pub(super) fn core_state(root: &Path) -> wasmtime::Result<CoreState> {
+pub(crate) fn core_state(root: &Path) -> wasmtime::Result<CoreState> {
     Ok(context(root)?.build_p1())
 }
 
 /// The state of a component's store.
-pub(super) fn component_state(root: &Path, cwd: &Path) -> wasmtime::Result<ComponentState> {
+pub(crate) fn component_state(root: &Path, cwd: &Path) -> wasmtime::Result<ComponentState> {
     let mut context = context(root)?;
     context.initial_cwd(cwd.to_string_lossy());
     Ok(ComponentState { wasi: context.build(), table: ResourceTable::new() })

@@ -1,134 +1,17 @@
-//! A bundle: config.json read once and checked once. What comes out of [`Bundle::open`] is trusted after.
-//!
-//! Source: OCI runtime spec 1.3, bundle.md, config.md and config-linux.md.
+//! Everything about a spec that can be judged without looking at the host.
 
 use std::collections::HashSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::Component;
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
-use serde::de::DeserializeOwned;
 
-use crate::Kind;
-use crate::error::{Error, OrKind, Result, bail};
+use super::unsupported::{refuse, unsupported, unsupported_of_process};
+use crate::error::{Result, bail};
 use crate::hooks;
 use crate::native::user_namespace::{self, on_host};
 
-/// The largest config.json that is read, in bytes. Real ones have some tens of kilobytes.
-const MAX_CONFIG: u64 = 16 << 20;
-
-/// A bundle folder with its checked config.json.
-pub struct Bundle {
-    id: String,
-    path: PathBuf,
-    spec: Spec,
-}
-
-impl Bundle {
-    /// Reads and checks `path/config.json` for the container `id`.
-    ///
-    /// # Errors
-    /// InvalidArgument when bundle or config.json is missing or for what is wrong in it, Unimplemented for what hybrid
-    /// doesn't do; both with the name of the field.
-    pub fn open(id: &str, path: &Path) -> Result<Bundle> {
-        let config = path.join("config.json");
-        let text = read(&config)?;
-        let spec: Spec = from_json(&text, "").map_err(|e| e.context(format!("parse {}", config.display())))?;
-        check(&spec).map_err(|e| e.context(config.display().to_string()))?;
-        Ok(Bundle { id: id.to_owned(), path: path.to_owned(), spec })
-    }
-
-    /// The container's id.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// The bundle's folder.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Whether the process wants a terminal (`process.terminal`).
-    pub fn terminal(&self) -> bool {
-        self.process().terminal().unwrap_or(false)
-    }
-
-    /// The spec's value for an annotation.
-    pub fn annotation(&self, key: &str) -> Option<&str> {
-        self.spec.annotations().as_ref()?.get(key).map(String::as_str)
-    }
-
-    pub(crate) fn spec(&self) -> &Spec {
-        &self.spec
-    }
-
-    pub(crate) fn process(&self) -> &Process {
-        self.spec.process().as_ref().expect("checked in open: process")
-    }
-
-    pub(crate) fn linux(&self) -> &Linux {
-        self.spec.linux().as_ref().expect("checked in open: linux")
-    }
-
-    /// The folder on the host that becomes the container's root.
-    pub(crate) fn root(&self) -> PathBuf {
-        // A relative path is below the bundle (config.md, Root).
-        self.path.join(self.spec.root().as_ref().expect("checked in open: root").path())
-    }
-
-    /// A namespace of the spec: `None` if it is not listed, `Some(None)` for a new one, or the path of the one to join.
-    pub(crate) fn namespace(&self, kind: LinuxNamespaceType) -> Option<Option<&Path>> {
-        let namespaces = self.linux().namespaces().as_deref().unwrap_or_default();
-        let namespace = namespaces.iter().find(|namespace| namespace.typ() == kind)?;
-        Some(namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty()))
-    }
-}
-
-/// A process's arguments; there is at least one, not empty.
-pub(crate) fn args(process: &Process) -> &[String] {
-    process.args().as_deref().unwrap_or_default()
-}
-
-/// A variable of a process's environment.
-pub(crate) fn variable<'a>(process: &'a Process, name: &str) -> Option<&'a str> {
-    let env = process.env().as_deref().unwrap_or_default();
-    env.iter().rev().find_map(|entry| entry.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
-}
-
-/// Parses `part` of a spec, empty for the whole.
-///
-/// # Errors
-/// InvalidArgument, with the name of the field that is wrong.
-pub(crate) fn from_json<T: DeserializeOwned>(text: &[u8], part: &str) -> Result<T> {
-    let mut json = serde_json::Deserializer::from_slice(text);
-    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
-        let path = e.path().to_string();
-        let field = match (part, path.as_str()) {
-            ("", ".") => "not an object of the spec".to_owned(),
-            ("", path) => path.to_owned(),
-            (part, ".") => part.to_owned(),
-            (part, path) => format!("{part}.{path}"),
-        };
-        Error::new(Kind::InvalidArgument, e.into_inner()).context(field)
-    })?;
-    json.end().or_kind(Kind::InvalidArgument, || format!("{part}: more than one document"))?;
-    Ok(parsed)
-}
-
-fn read(config: &Path) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let file = std::fs::File::open(config).or_kind(Kind::InvalidArgument, || format!("open {}", config.display()))?;
-    let mut text = Vec::new();
-    file.take(MAX_CONFIG + 1)
-        .read_to_end(&mut text)
-        .or_kind(Kind::Internal, || format!("read {}", config.display()))?;
-    if text.len() as u64 > MAX_CONFIG {
-        bail!(InvalidArgument, "{} is larger than {MAX_CONFIG} bytes", config.display());
-    }
-    Ok(text)
-}
-
-/// Everything about a spec that can be judged without looking at the host.
-fn check(spec: &Spec) -> Result<()> {
+/// Checks a whole spec.
+pub(super) fn check(spec: &Spec) -> Result<()> {
     check_version(spec.version())?;
     let Some(process) = spec.process() else { bail!(InvalidArgument, "process: missing") };
     let Some(linux) = spec.linux() else { bail!(InvalidArgument, "linux: missing") };
@@ -276,56 +159,12 @@ fn check_devices(linux: &Linux) -> Result<()> {
     Ok(())
 }
 
-/// The first field that is set and not supported, if any.
-pub(crate) fn refuse(fields: impl IntoIterator<Item = (&'static str, bool)>) -> Result<()> {
-    match fields.into_iter().find(|(_, is_set)| *is_set) {
-        Some((field, _)) => bail!(Unimplemented, "{field}: not supported"),
-        None => Ok(()),
-    }
-}
-
-fn is_set(value: &Option<String>) -> bool {
-    value.as_deref().is_some_and(|value| !value.is_empty())
-}
-
-/// Every field of a process that hybrid does not do yet, and whether it is set to more than its default.
-pub(crate) fn unsupported_of_process(process: &Process) -> [(&'static str, bool); 6] {
-    [
-        ("process.commandLine", is_set(process.command_line())),
-        ("process.selinuxLabel", is_set(process.selinux_label())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("process.user.username", is_set(process.user().username())),
-    ]
-}
-
-/// Every other field of a spec that hybrid does not do yet, and whether it is set to more than its default.
-fn unsupported(spec: &Spec, linux: &Linux) -> Vec<(&'static str, bool)> {
-    fn list<T>(value: &Option<Vec<T>>) -> bool {
-        value.as_deref().is_some_and(|value| !value.is_empty())
-    }
-    let namespace = |kind| linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == kind);
-    vec![
-        ("solaris", spec.solaris().is_some()),
-        ("windows", spec.windows().is_some()),
-        ("vm", spec.vm().is_some()),
-        ("zos", spec.zos().is_some()),
-        ("linux.namespaces: time", namespace(LinuxNamespaceType::Time)),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())),
-        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
-        ("linux.mountLabel", is_set(linux.mount_label())),
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("linux.personality", linux.personality().is_some()),
-        ("mounts[].uidMappings", spec.mounts().iter().flatten().any(|mount| list(mount.uid_mappings()))),
-        ("mounts[].gidMappings", spec.mounts().iter().flatten().any(|mount| list(mount.gid_mappings()))),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kind;
+    use crate::bundle::from_json;
+    use crate::error::OrKind;
     use serde_json::{Value, json};
 
     fn config() -> Value {

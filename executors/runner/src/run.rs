@@ -15,8 +15,7 @@ use wasmtime::{Engine, Module, Store, Trap};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p2::bindings::Command;
 
-use super::{CODE_FD, CONFIG_FD, ROOT_FD, RunnerConfig, World, cache, engine, wasi};
-use crate::sys;
+use crate::{CODE_FD, CONFIG_FD, ROOT_FD, RunnerConfig, World, engine, pages, sys, wasi};
 
 /// Exit code of a guest that trapped.
 const TRAPPED: u8 = 134;
@@ -33,9 +32,9 @@ const ENDING: [i32; 6] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTE
 const SETTLED: u32 = 1;
 
 /// Runs the guest.
-pub(super) fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     sys::exit_on_signals(&ENDING);
-    sys::drop_code_pages_after(SETTLED);
+    pages::drop_code_pages_after(SETTLED);
     let (config, code, root) = match inherited() {
         Ok(inherited) => inherited,
         Err(e) => {
@@ -82,13 +81,13 @@ async fn run(config: &RunnerConfig, code: OwnedFd, root: OwnedFd) -> wasmtime::R
     let function = config.function.as_deref();
     match config.world {
         World::Core => {
-            let module = in_folder(&code, |path| load_module(&engine, &path.join(cache::CODE)))?;
+            let module = in_folder(&code, |path| load_module(&engine, &path.join(engine::CODE)))?;
             let state = in_folder(&root, wasi::core_state)?;
             drop((code, root));
             run_core(&engine, &module, state, function).await
         }
         World::Component => {
-            let component = in_folder(&code, |path| load_component(&engine, &path.join(cache::CODE)))?;
+            let component = in_folder(&code, |path| load_component(&engine, &path.join(engine::CODE)))?;
             let cwd = std::env::current_dir()?;
             let state = in_folder(&root, |path| wasi::component_state(path, &cwd))?;
             drop((code, root));

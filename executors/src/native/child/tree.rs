@@ -1,0 +1,183 @@
+//! The container's mount tree: what is attached, made, masked and made read-only in the rootfs, and how it becomes `/`.
+//!
+//! All paths are resolved inside the rootfs, by descriptor (see `resolve.rs`).
+
+use std::ffi::{CStr, CString};
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::{Errno, Result};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use super::Context;
+use crate::native::filesystem::make_filesystem;
+use crate::native::resolve::{self, Make};
+use crate::native::step::Target;
+use crate::sys::{self, MountAttr};
+
+pub(super) const READ_ONLY: MountAttr =
+    MountAttr { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns_fd: 0 };
+
+pub(super) const WRITABLE: MountAttr =
+    MountAttr { set: 0, clear: libc::MOUNT_ATTR_RDONLY, propagation: 0, userns_fd: 0 };
+
+pub(super) fn propagation_flags(flags: u64) -> MountPropagationFlags {
+    MountPropagationFlags::from_bits_retain(flags as u32)
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn mount_console(&self, slave: BorrowedFd<'_>) -> Result<()> {
+        let console = clone_tree(slave, false)?;
+        let target = resolve::open_or_make(self.rootfs()?, c"/dev/console", Make::File)?;
+        attach_at(console, sys::leak(target))
+    }
+
+    pub(super) fn attach(&mut self, tree: BorrowedFd<'a>, at: &Target) -> Result<()> {
+        let rootfs = self.rootfs()?;
+        let target = if at.no_symlinks {
+            match resolve::open_no_symlinks(rootfs, &at.path, OFlags::empty()) {
+                Err(Errno::NOENT) => {
+                    resolve::open_or_make(rootfs, &at.path, at.make)?;
+                    resolve::open_no_symlinks(rootfs, &at.path, OFlags::empty())?
+                }
+                result => result?,
+            }
+        } else {
+            resolve::open_or_make(rootfs, &at.path, at.make)?
+        };
+        self.attached = Some(tree);
+        attach_at(tree, sys::leak(target))
+    }
+
+    /// Changes the mount at a path inside the rootfs.
+    pub(super) fn set_attr(&self, path: &CStr, attr: &MountAttr) -> Result<()> {
+        let mount = sys::leak(resolve::open(self.rootfs()?, path, OFlags::empty())?);
+        sys::mount_setattr(mount, false, attr)
+    }
+
+    pub(super) fn device(&self, path: &CStr, mode: u32, device: u64, uid: u32, gid: u32) -> Result<()> {
+        let (directory, name) = self.parent_of(path)?;
+        match rustix::fs::mknodat(
+            directory,
+            name,
+            FileType::from_raw_mode(mode),
+            Mode::from_raw_mode(mode & 0o7777),
+            device,
+        ) {
+            // The image has it, or it was listed twice.
+            Err(Errno::EXIST) => return Ok(()),
+            result => result?,
+        }
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        rustix::fs::chownat(directory, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    pub(super) fn symlink(&self, target: &CStr, at: &CStr) -> Result<()> {
+        let (directory, name) = self.parent_of(at)?;
+        match rustix::fs::symlinkat(target, directory, name) {
+            Err(Errno::EXIST) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// The folder that `path` is in, made if missing, and the path's last component.
+    pub(super) fn parent_of<'p>(&self, path: &'p CStr) -> Result<(BorrowedFd<'static>, &'p CStr)> {
+        let bytes = path.to_bytes_with_nul();
+        let slash = bytes.iter().rposition(|b| *b == b'/').ok_or(Errno::INVAL)?;
+        let name = bytes.get(slash + 1..).and_then(|name| CStr::from_bytes_with_nul(name).ok()).ok_or(Errno::INVAL)?;
+        let mut parent = [0u8; libc::PATH_MAX as usize];
+        let slot = parent.get_mut(..slash.max(1)).ok_or(Errno::NAMETOOLONG)?;
+        slot.copy_from_slice(bytes.get(..slash.max(1)).ok_or(Errno::INVAL)?);
+        let parent = CStr::from_bytes_until_nul(&parent).map_err(|_| Errno::NAMETOOLONG)?;
+        let directory = resolve::open_or_make(self.rootfs()?, parent, Make::Directory)?;
+        Ok((sys::leak(directory), name))
+    }
+
+    pub(super) fn mask(&mut self, path: &CStr) -> Result<()> {
+        let Some(target) = self.existing(path)? else { return Ok(()) };
+        if FileType::from_raw_mode(rustix::fs::fstat(target)?.st_mode) != FileType::Directory {
+            // Before pivot_root this is the host's /dev/null, not one that the image made (CVE-2025-31133).
+            let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let null = sys::leak(rustix::fs::open(c"/dev/null", flags, Mode::empty())?);
+            return attach_at(clone_tree(null, false)?, target);
+        }
+        self.mask_folder(target)
+    }
+
+    pub(super) fn mask_folder(&mut self, target: BorrowedFd<'_>) -> Result<()> {
+        if let Some(mask) = self.mask {
+            return attach_at(clone_tree(mask, false)?, target);
+        }
+        let mask = sys::leak(make_filesystem(&self.plan.mask)?);
+        self.mask = Some(mask);
+        attach_at(mask, target)
+    }
+
+    pub(super) fn readonly(&self, path: &CStr) -> Result<()> {
+        let Some(target) = self.existing(path)? else { return Ok(()) };
+        let tree = clone_tree(target, true)?;
+        sys::mount_setattr(tree, true, &READ_ONLY)?;
+        attach_at(tree, target)
+    }
+
+    /// Opens a path inside the rootfs if it is there.
+    pub(super) fn existing(&self, path: &CStr) -> Result<Option<BorrowedFd<'static>>> {
+        match resolve::open(self.rootfs()?, path, OFlags::empty()) {
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            target => Ok(Some(sys::leak(target?))),
+        }
+    }
+
+    /// pivot_root(2) with both folders the same: the old root lands on top of the new one and is unmounted from there.
+    pub(super) fn pivot_root(&self) -> Result<()> {
+        rustix::process::fchdir(self.rootfs()?)?;
+        rustix::process::pivot_root(c".", c".")?;
+        rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+        rustix::process::chdir(c"/")
+    }
+
+    /// For hosts where pivot_root(2) can't be; see `move_root.rs`.
+    pub(super) fn move_root(&mut self, others: &[CString]) -> Result<()> {
+        let rootfs = self.rootfs()?;
+        rustix::process::fchdir(rootfs)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(rootfs, c"", rustix::fs::CWD, c"/", flags)?;
+        // This process's root is still the host's, below the mount that has just come.
+        for path in others {
+            match rustix::mount::unmount(path.as_c_str(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+                // Locked by whoever made this mount namespace (mount_namespaces(7)).
+                Err(Errno::INVAL | Errno::PERM) => {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    match rustix::fs::open(path.as_c_str(), flags, Mode::empty()) {
+                        Ok(folder) => self.mask_folder(sys::leak(folder))?,
+                        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                        Err(errno) => return Err(errno),
+                    }
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        rustix::process::chroot(c".")?;
+        rustix::process::chdir(c"/")
+    }
+}
+
+pub(super) fn attach_at(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
+    rustix::mount::move_mount(
+        tree,
+        c"",
+        target,
+        c"",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+    )
+}
+
+/// A detached copy of the mount at `from`, or of the tree below it too.
+pub(super) fn clone_tree(from: BorrowedFd<'_>, recursive: bool) -> Result<BorrowedFd<'static>> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    rustix::mount::open_tree(from, c"", flags).map(sys::leak)
+}
