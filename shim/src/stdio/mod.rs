@@ -19,9 +19,11 @@
 //! (fcntl(2)) and would show up in the container's program.
 
 mod copy;
+mod holder;
 mod logger;
 mod terminal;
 
+use self::holder::Holder;
 use self::logger::Logger;
 use crate::task::State;
 use anyhow::{Context, Result as AnyResult, anyhow};
@@ -40,7 +42,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// The streams as the request names them: paths of fifos, URIs (`file://`, `binary://`), or nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,7 +81,7 @@ pub enum For {
 #[derive(Default)]
 pub struct Prepared {
     stdin: Option<OwnedFd>,
-    holders: Vec<OwnedFd>,
+    holders: Vec<Holder>,
     /// What is moved from a pipe to a fifo.
     moves: Vec<(OwnedFd, OwnedFd)>,
     /// Where a terminal's input comes from and its output goes to.
@@ -115,7 +117,7 @@ pub struct Io {
     /// The write end of stdin.
     stdin: Option<OwnedFd>,
     /// The read ends of stdout and stderr.
-    holders: Vec<OwnedFd>,
+    holders: Vec<Holder>,
     copiers: JoinSet<()>,
     logger: Option<logger::Attended>,
 }
@@ -129,16 +131,19 @@ impl Io {
     /// Waits until all output was carried, but no longer than `limit`, then closes the streams and ends the logger.
     pub async fn finish(mut self, limit: Duration) {
         self.stdin = None;
+        let deadline = Instant::now() + limit;
         let carried = async {
             // A copier that panicked has said so.
             while self.copiers.join_next().await.is_some() {}
         };
-        if timeout(limit, carried).await.is_err() {
+        if timeout_at(deadline, carried).await.is_err() {
             log::debug!("closed streams that a process still had open after {limit:?}");
         }
         // What is still being carried ends here.
         self.copiers.abort_all();
-        self.holders.clear();
+        for holder in self.holders {
+            holder.release(deadline).await;
+        }
         if let Some(logger) = self.logger.take() {
             logger.end().await;
         }
@@ -298,9 +303,11 @@ fn open_output(path: &Path, process: For, prepared: &mut Prepared) -> AnyResult<
         let file = OpenOptions::new().append(true).custom_flags(O_NOCTTY).open(path).with_context(context)?;
         return Ok(file.into());
     }
+    // The description must block (see above), so whether this succeeds is all that is wanted of it.
+    let client_reads = OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(path).is_ok();
     let reader = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path).with_context(context)?;
     let writer = OpenOptions::new().write(true).open(path).with_context(context)?;
-    prepared.holders.push(reader.into());
+    prepared.holders.push(Holder::new(reader.into(), client_reads));
     if process == For::Init {
         return Ok(writer.into());
     }

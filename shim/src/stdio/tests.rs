@@ -166,3 +166,35 @@ async fn a_logger_gets_the_output_and_ends_with_it() {
     io.finish(Duration::from_secs(10)).await;
     assert_eq!(std::fs::read_to_string(log).unwrap(), "out err box\n");
 }
+
+/// Output that a process has left in its fifo before it ended, and the shim's side of it.
+fn left_behind(path: &Path) -> Io {
+    let (streams, prepared) = open_for(&names("", path.to_str().unwrap(), ""), For::Init).unwrap();
+    File::from(streams.stdout.unwrap()).write_all(b"late").unwrap();
+    prepared.run(None, watch::Sender::new(State::Running).subscribe()).unwrap().0
+}
+
+#[tokio::test]
+async fn a_client_that_comes_after_the_end_still_gets_the_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "o");
+    let io = left_behind(&path);
+    // The reader comes when `finish` has been waiting.
+    let reader = async { tokio::task::spawn_blocking(move || std::fs::read_to_string(path)).await.unwrap().unwrap() };
+    let ((), text) = tokio::join!(io.finish(Duration::from_secs(600)), reader);
+    assert_eq!(text, "late");
+}
+
+#[tokio::test]
+async fn a_client_that_has_come_or_never_comes_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "o");
+    let client = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&path).unwrap();
+    let io = left_behind(&path);
+    drop(client);
+    io.finish(Duration::from_secs(600)).await;
+    // Nobody: only the limit ends it, and nothing of the waiting is left.
+    left_behind(&path).finish(Duration::from_millis(20)).await;
+    let gone = OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&path).unwrap_err();
+    assert_eq!(gone.raw_os_error(), Some(nix::libc::ENXIO));
+}
