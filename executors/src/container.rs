@@ -63,8 +63,8 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &Cr
     let mut poststop = Poststop::new(hooks.clone());
     let cgroup = Cgroup::create(&bundle)?;
     let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
-    let Compiled { namespaces, plan, console, filter } = compiled;
-    let joining = Joining::new(&bundle, filter, options);
+    let Compiled { namespaces, plan, console, filter, mappings } = compiled;
+    let joining = Joining::new(&bundle, mappings, filter, options);
     let init = launch(plan, &namespaces, &cgroup, console, |pid, pidfd| {
         poststop.due();
         let beside = Beside { pid, pidfd, joining: &joining, cgroup: &cgroup };

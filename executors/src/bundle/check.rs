@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::path::Component;
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Spec};
 
 use super::unsupported::{refuse, unsupported, unsupported_of_process};
 use crate::error::{Result, bail};
 use crate::hooks;
+use crate::native::net_devices;
 use crate::native::user_namespace::{self, on_host};
 
 /// Checks a whole spec.
@@ -22,6 +23,8 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
     check_process(process)?;
     check_namespaces(spec, linux)?;
     check_user(process, linux)?;
+    check_clocks(linux)?;
+    net_devices::check(linux)?;
     check_mounts(spec)?;
     check_devices(linux)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)?;
@@ -68,7 +71,10 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
 fn check_user(process: &Process, linux: &Linux) -> Result<()> {
     let uids = linux.uid_mappings().as_deref().unwrap_or_default();
     let gids = linux.gid_mappings().as_deref().unwrap_or_default();
-    let has_namespace = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User);
+    // One that is joined has mappings already.
+    let is_new = |n: &LinuxNamespace| n.path().as_deref().is_none_or(|path| path.as_os_str().is_empty());
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let has_namespace = namespaces.any(|n| n.typ() == LinuxNamespaceType::User && is_new(n));
     for (field, mappings) in [("linux.uidMappings", uids), ("linux.gidMappings", gids)] {
         match mappings {
             [] if has_namespace => bail!(InvalidArgument, "{field}: missing, and there is a user namespace to map"),
@@ -90,12 +96,6 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
             bail!(InvalidArgument, "linux.namespaces: {} is there twice", namespace.typ());
         }
         match (namespace.typ(), namespace.path()) {
-            (Mount, Some(path)) if !path.as_os_str().is_empty() => {
-                bail!(Unimplemented, "linux.namespaces: joining a mount namespace by path is not supported")
-            }
-            (User, Some(path)) if !path.as_os_str().is_empty() => {
-                bail!(Unimplemented, "linux.namespaces: joining a user namespace by path is not supported")
-            }
             (_, Some(path)) if !path.as_os_str().is_empty() && !path.is_absolute() => {
                 bail!(InvalidArgument, "linux.namespaces: {path:?} is not an absolute path")
             }
@@ -128,6 +128,7 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
             | "kernel.shmmni"
             | "kernel.shm_rmid_forced" => Ipc,
             "kernel.domainname" | "kernel.hostname" => Uts,
+            key if key.starts_with("user.") => User,
             _ => bail!(InvalidArgument, "linux.sysctl: {key} belongs to the host, not to a namespace"),
         };
         if !seen.contains(&needed) || key.contains("..") || key.contains('\0') {
@@ -137,12 +138,33 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
     Ok(())
 }
 
+/// The clocks of a new time namespace (time_namespaces(7)).
+fn check_clocks(linux: &Linux) -> Result<()> {
+    const FIELD: &str = "linux.timeOffsets";
+    let Some(offsets) = linux.time_offsets().as_ref().filter(|offsets| !offsets.is_empty()) else { return Ok(()) };
+    let mut namespaces = linux.namespaces().iter().flatten();
+    match namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Time).map(LinuxNamespace::path) {
+        None => bail!(InvalidArgument, "{FIELD}: there is no time namespace to set the clocks of"),
+        Some(Some(path)) if !path.as_os_str().is_empty() => {
+            bail!(InvalidArgument, "{FIELD}: the clocks of the time namespace {} are set", path.display())
+        }
+        Some(_) => {}
+    }
+    for (clock, offset) in offsets {
+        if clock != "monotonic" && clock != "boottime" {
+            bail!(InvalidArgument, "{FIELD}: {clock:?} is neither monotonic nor boottime");
+        }
+        if offset.nanosecs().is_some_and(|nanoseconds| nanoseconds >= 1_000_000_000) {
+            bail!(InvalidArgument, "{FIELD}: {clock}: nanosecs make more than a second");
+        }
+    }
+    Ok(())
+}
+
 fn check_mounts(spec: &Spec) -> Result<()> {
     for mount in spec.mounts().iter().flatten() {
         let at = mount.destination();
-        if !at.is_absolute() {
-            bail!(InvalidArgument, "mounts: destination {at:?} is not an absolute path");
-        }
+        // A relative path is deprecated, and below / (config.md, "Mounts").
         if !at.components().any(|component| matches!(component, Component::Normal(_))) {
             bail!(InvalidArgument, "mounts: destination {at:?} is the root itself");
         }
@@ -174,6 +196,11 @@ mod tests {
             "root": {"path": "rootfs"},
             "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]},
         })
+    }
+
+    fn time(path: &str, clock: &str, nanosecs: u32) -> Value {
+        let namespaces = json!([{"type": "mount"}, {"type": "time", "path": path}]);
+        json!({"namespaces": namespaces, "timeOffsets": {clock: {"secs": 1, "nanosecs": nanosecs}}})
     }
 
     fn check_with(pointer: &str, value: Value) -> Result<()> {
@@ -241,9 +268,15 @@ mod tests {
             ),
             ("/linux/sysctl", json!({"kernel.panic": "1"}), "kernel.panic"),
             ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "net namespace"),
+            ("/linux/sysctl", json!({"user.max_user_namespaces": "1"}), "user namespace"),
+            ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "time namespace"),
+            ("/linux", time("/proc/1/ns/time", "boottime", 0), "linux.timeOffsets"),
+            ("/linux", time("", "realtime", 0), "linux.timeOffsets"),
+            ("/linux", time("", "monotonic", 1_000_000_000), "linux.timeOffsets: monotonic"),
+            ("/linux/netDevices", json!({"eth0": {}}), "linux.netDevices"),
             ("/hostname", json!("a"), "hostname"),
             ("/hooks", json!({"poststop": [{"path": "a"}]}), "hooks.poststop[0].path"),
-            ("/mounts", json!([{"destination": "a"}]), "mounts"),
+            ("/mounts", json!([{"destination": ""}]), "mounts"),
             ("/mounts", json!([{"destination": "/"}]), "mounts"),
             ("/linux/devices", json!([{"path": "/", "type": "c", "major": 1, "minor": 3}]), "linux.devices"),
         ];
@@ -257,15 +290,8 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_its_name() {
         let cases = [
-            (
-                "/linux/namespaces",
-                json!([{"type": "mount"}, {"type": "user", "path": "/proc/1/ns/user"}]),
-                "linux.namespaces: joining a user",
-            ),
-            ("/linux/namespaces", json!([{"type": "mount", "path": "/proc/1/ns/mnt"}]), "linux.namespaces: joining"),
             ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
             ("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel"),
-            ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "linux.timeOffsets"),
         ];
         for (pointer, value, field) in cases {
             let error = check_with(pointer, value).expect_err(pointer);

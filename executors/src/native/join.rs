@@ -38,7 +38,12 @@ pub(crate) struct Joining {
 }
 
 impl Joining {
-    pub fn new(bundle: &Bundle, filter: Option<Filter>, options: &CreateOptions) -> Joining {
+    pub fn new(
+        bundle: &Bundle,
+        mappings: Option<IdMappings>,
+        filter: Option<Filter>,
+        options: &CreateOptions,
+    ) -> Joining {
         use LinuxNamespaceType as N;
         use ThreadNameSpaceType as T;
         let kinds = [
@@ -49,14 +54,17 @@ impl Joining {
             (N::Uts, T::HOST_NAME_AND_NIS_DOMAIN_NAME),
             (N::Cgroup, T::CONTROL_GROUP),
             (N::User, T::USER),
+            (N::Time, T::TIME),
         ];
-        let listed = kinds.into_iter().filter(|(kind, _)| bundle.namespace(*kind).is_some());
+        // Where the user namespace is this process's own there is none to enter.
+        let is_entered = |kind| if kind == N::User { mappings.is_some() } else { bundle.namespace(kind).is_some() };
+        let listed = kinds.into_iter().filter(|(kind, _)| is_entered(*kind));
         let mut defaults = bundle.process().clone();
         defaults.set_args(None).set_env(None);
         Joining {
             keyring: (!options.no_new_keyring).then(|| bundle.id().to_owned()),
             namespaces: listed.fold(T::empty(), |all, (_, flag)| all | flag),
-            mappings: IdMappings::of(bundle),
+            mappings,
             filter,
             defaults,
             writable_of_the_kernel: writable_of_the_kernel(bundle).map(Path::to_owned).collect(),

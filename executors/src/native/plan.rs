@@ -47,6 +47,8 @@ pub(crate) struct Compiled {
     pub console: Option<Console>,
     /// The seccomp filter of the spec, for processes that join the container later.
     pub filter: Option<Filter>,
+    /// The container's ids, where it has a user namespace.
+    pub mappings: Option<IdMappings>,
 }
 
 /// Compiles everything. The bundle's spec was checked when it was opened; what is found out here depends on the host.
@@ -61,7 +63,7 @@ pub(crate) fn compile(
     let process = bundle.process();
     let environment = environment(process, rootfs.tree());
     let mut steps = Vec::new();
-    let mappings = IdMappings::of(bundle);
+    let mappings = IdMappings::of(bundle)?;
     steps.extend(join_cgroup(cgroup)?);
     if mappings.is_none() {
         // Else the parent does it.
@@ -96,7 +98,7 @@ pub(crate) fn compile(
     user::compile(process, mappings.is_some(), filter.as_ref(), stdio, &mut steps)?;
     let mut plan = program(process, payload, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)?;
     plan.keep_through_hooks();
-    Ok(Compiled { namespaces, plan, console, filter })
+    Ok(Compiled { namespaces, plan, console, filter, mappings })
 }
 
 /// The end of a plan: `start`, if it has to be waited for, and the program.
@@ -143,7 +145,7 @@ pub(super) fn executing(
 ) -> Result<Plan> {
     steps.push(Step::Exec);
     let envp = environment.iter().map(|entry| text(entry, "env")).collect::<Result<_>>()?;
-    let mask = Options::parse(&["mode=0755".to_owned(), "ro".to_owned()]).unwrap_or_default();
+    let mask = Options::parse(&["mode=0755", "ro"]);
     let mask = NewFilesystem::new("tmpfs", "tmpfs", &mask).or_kind(Kind::Internal, || "mask")?;
     Ok(Plan { steps, mask, program, called, argv: CStringArray::new(argv), envp: CStringArray::new(envp) })
 }
@@ -199,7 +201,7 @@ fn file_systems(
     // With a user namespace from the folder that was entered for it.
     let at = at.file_name().map(Path::new).filter(|_| mappings.is_some()).unwrap_or(&at);
     steps.push(Step::AttachRootfs { tree, at: cstring(at)? });
-    mounts::compile(bundle, cgroup, base, steps)?;
+    let last = mounts::compile(bundle, mappings, cgroup, base, steps)?;
     if !binds_dev(bundle) {
         devices(bundle, mappings.is_some(), steps)?;
     }
@@ -211,6 +213,7 @@ fn file_systems(
         Stdio::Streams(streams) => (user::streams(bundle.process(), mappings, streams)?, None),
         Stdio::Terminal => terminal(bundle.process(), mappings, steps)?,
     };
+    steps.extend(last);
     let linux = bundle.linux();
     for path in linux.masked_paths().iter().flatten() {
         steps.push(Step::Mask(text(path, "linux.maskedPaths")?));

@@ -27,6 +27,9 @@ mod io;
 mod isolation;
 mod lifecycle;
 mod logger;
+mod mounts;
+mod namespaces;
+mod net_devices;
 mod oom;
 mod options;
 mod process;
@@ -57,6 +60,9 @@ const THEMES: &[(&str, &[Case])] = &[
     ("process", process::CASES),
     ("isolation", isolation::CASES),
     ("filesystem", filesystem::CASES),
+    ("mounts", mounts::CASES),
+    ("namespaces", namespaces::CASES),
+    ("net_devices", net_devices::CASES),
     ("signals", signals::CASES),
     ("events", events::CASES),
     ("group", group::CASES),
