@@ -113,8 +113,9 @@ fn move_one(
     namespace: BorrowedFd<'_>,
 ) -> rustix::io::Result<()> {
     let index = index_of(here, name)?;
-    set_up(here, index, false)?;
+    // Of a device that is set down the kernel takes the addresses of IPv6 away.
     let addresses = addresses(here, index)?;
+    set_up(here, index, false)?;
     let mut message = link(index, 0, 0);
     attribute(&mut message, libc::IFLA_IFNAME, &terminated(inside));
     attribute(&mut message, libc::IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes());

@@ -17,7 +17,7 @@ pub const CASES: &[Case] = &[
             ("/new/place", json!(["nosuid"]), "41777"),
         ] {
             let spec = test.spec(&["stat", path])?.mount(tmpfs(path, options))?;
-            let id = test.other(&format!("{}{mode}", path.replace('/', "-")));
+            let id = test.other(&format!("at{}-{mode}", path.replace('/', "-")));
             let output = spec.run()?.id(&id).done()?;
             ensure!(output.stdout.starts_with(mode), "{path}: {output}");
         }

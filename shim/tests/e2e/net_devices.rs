@@ -1,10 +1,12 @@
 //! Network devices of the host that are moved to a container.
-use crate::harness::{Case, Test};
+use crate::harness::direct::refused;
+use crate::harness::{Case, Kind, Test};
 use crate::user_namespace::mapped;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::path::Path;
 use std::process::Command;
+use ttrpc::Code;
 
 pub const CASES: &[Case] = &[
     Case::new("device_moved", |test| {
@@ -29,29 +31,37 @@ pub const CASES: &[Case] = &[
     .hybrid_only(),
     Case::new("device_of_a_guest", |test| {
         let pair = Pair::new(test, 3)?;
-        let spec =
-            test.spec(&["cat", "/proc/net/dev"])?.set("/linux/netDevices", json!({&pair.one: {"name": "eth0"}}))?;
-        let output = spec.run()?.done()?;
-        ensure!(output.stdout.contains("eth0:"), "{output}");
-        Ok(())
+        let spec = test.spec(&["pause"])?.set("/linux/netDevices", json!({&pair.one: {"name": "eth0"}}))?;
+        let task = test.task_of(spec)?;
+        let devices = task.exec("devices", &["cat", "/proc/net/dev"])?.run()?.exits(0)?;
+        ensure!(devices.stdout.contains("eth0:"), "{devices}");
+        task.end()
     })
-    .all()
-    .hybrid_only(),
+    .kinds(Kind::WASM),
     Case::new("devices_that_cannot_be_moved", |test| {
         let pair = Pair::new(test, 4)?;
+        let mut direct = test.direct()?.config(&test.spec(&["hello"])?)?;
+        let server = direct.start()?;
+        let mut spec = test.spec(&["hello"])?;
         for (devices, words) in [
             (json!({"no-such-dev": {}}), ["linux.netDevices: move no-such-dev", "no such device"]),
             (json!({&pair.one: {"name": "lo"}}), ["linux.netDevices: move", "as lo"]),
             (json!({&pair.one: {"name": "a/b"}}), ["linux.netDevices", "not a name"]),
         ] {
-            let spec = test.spec(&["hello"])?.set("/linux/netDevices", devices)?;
-            spec.run()?.output()?.refused(&words)?;
+            spec = spec.set("/linux/netDevices", devices)?;
+            direct = direct.config(&spec)?;
+            let error = refused(server.create(), Code::INVALID_ARGUMENT)?;
+            ensure!(words.iter().all(|word| error.to_lowercase().contains(&word.to_lowercase())), "{words:?}: {error}");
         }
         ensure!(pair.is_on_the_host(), "the device is gone");
-        let mut spec = test.spec(&["hello"])?.set("/linux/netDevices", json!({&pair.one: {}}))?;
+        spec = spec.set("/linux/netDevices", json!({&pair.one: {}}))?;
         let namespaces = spec.value["linux"]["namespaces"].as_array_mut().context("namespaces")?;
         namespaces.retain(|namespace| namespace["type"] != "network");
-        spec.run()?.output()?.refused(&["linux.netDevices", "no network namespace"]).map(drop)
+        direct = direct.config(&spec)?;
+        let error = refused(server.create(), Code::INVALID_ARGUMENT)?;
+        ensure!(error.contains("linux.netDevices: there is no network namespace"), "{error}");
+        server.shutdown()?;
+        direct.remove()
     })
     .hybrid_only(),
 ];
@@ -64,7 +74,7 @@ struct Pair {
 
 impl Pair {
     fn new(test: &Test, number: u32) -> Result<Pair> {
-        let suffix = format!("{number}{}", test.kind.name().get(..2).unwrap_or_default());
+        let suffix = format!("{number}{}", test.kind.name().len());
         let pair = Pair { one: format!("hya{suffix}"), other: format!("hyb{suffix}") };
         ip(&["link", "add", &pair.one, "type", "veth", "peer", "name", &pair.other])?;
         ip(&["addr", "add", "10.9.8.7/24", "dev", &pair.one])?;
