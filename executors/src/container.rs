@@ -14,6 +14,7 @@ use crate::native::join::Joining;
 use crate::native::launch::launch;
 use crate::native::plan::{self, Compiled, Payload};
 use crate::process::Process;
+use crate::resctrl::Resctrl;
 use crate::rootfs::{Rootfs, RootfsMount};
 use crate::wasm;
 
@@ -62,9 +63,10 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &Cr
     let hooks = Hooks::of(&bundle);
     let mut poststop = Poststop::new(hooks.clone());
     let cgroup = Cgroup::create(&bundle)?;
-    let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
+    let resctrl = Resctrl::create(&bundle)?;
+    let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, resctrl.as_ref(), options)?;
     let Compiled { namespaces, plan, console, filter, mappings } = compiled;
-    let joining = Joining::new(&bundle, mappings, filter, options);
+    let joining = Joining::new(&bundle, mappings, filter, resctrl, options);
     let init = launch(plan, &namespaces, &cgroup, console, |pid, pidfd| {
         poststop.due();
         let beside = Beside { pid, pidfd, joining: &joining, cgroup: &cgroup };

@@ -10,6 +10,7 @@ use crate::error::{Result, bail};
 use crate::hooks;
 use crate::native::net_devices;
 use crate::native::user_namespace::{self, on_host};
+use crate::resctrl;
 
 /// Checks a whole spec.
 pub(super) fn check(spec: &Spec) -> Result<()> {
@@ -25,6 +26,7 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
     check_user(process, linux)?;
     check_clocks(linux)?;
     net_devices::check(linux)?;
+    resctrl::check(linux)?;
     check_mounts(spec)?;
     check_devices(linux)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)?;

@@ -36,7 +36,6 @@ pub(super) fn unsupported(spec: &Spec, linux: &Linux) -> Vec<(&'static str, bool
         ("vm", spec.vm().is_some()),
         ("zos", spec.zos().is_some()),
         ("linux.mountLabel", is_set(linux.mount_label())),
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.personality", linux.personality().is_some()),
     ]

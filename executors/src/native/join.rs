@@ -19,6 +19,7 @@ use super::user_namespace::{IdMappings, raised};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result};
+use crate::resctrl::Resctrl;
 use crate::{CreateOptions, Kind};
 
 /// What a container keeps of its spec for processes that join it later.
@@ -31,6 +32,8 @@ pub(crate) struct Joining {
     pub mappings: Option<IdMappings>,
     /// The container's seccomp filter, which holds for every process in it.
     filter: Option<Filter>,
+    /// The group of resctrl that all its processes are in.
+    resctrl: Option<Resctrl>,
     /// What holds for a process whose own spec does not say.
     defaults: Process,
     /// Where the kernel's own state can be written to, but by a guest.
@@ -42,6 +45,7 @@ impl Joining {
         bundle: &Bundle,
         mappings: Option<IdMappings>,
         filter: Option<Filter>,
+        resctrl: Option<Resctrl>,
         options: &CreateOptions,
     ) -> Joining {
         use LinuxNamespaceType as N;
@@ -66,6 +70,7 @@ impl Joining {
             namespaces: listed.fold(T::empty(), |all, (_, flag)| all | flag),
             mappings,
             filter,
+            resctrl,
             defaults,
             writable_of_the_kernel: writable_of_the_kernel(bundle).map(Path::to_owned).collect(),
         }
@@ -111,7 +116,7 @@ impl Joining {
         payload: Payload,
     ) -> Result<Plan> {
         let mut steps = Vec::new();
-        steps.extend(plan::join_cgroup(cgroup)?);
+        steps.extend(plan::join_cgroup(cgroup, self.resctrl.as_ref())?);
         steps.extend(plan::oom_score(process)?);
         plan::apparmor(process, &mut steps)?;
         if self.mappings.is_some() {

@@ -113,6 +113,11 @@ fn move_one(
     namespace: BorrowedFd<'_>,
 ) -> rustix::io::Result<()> {
     let index = index_of(here, name)?;
+    // The kernel would move it first and then find that it can't have the name.
+    match index_of(there, inside) {
+        Err(Errno::NODEV) => {}
+        found => return found.and(Err(Errno::EXIST)),
+    }
     // Of a device that is set down the kernel takes the addresses of IPv6 away.
     let addresses = addresses(here, index)?;
     set_up(here, index, false)?;

@@ -25,6 +25,7 @@ use crate::cgroup::Cgroup;
 use crate::console::Console;
 use crate::error::{OrKind, Result, bail};
 use crate::hooks::Hooks;
+use crate::resctrl::Resctrl;
 use crate::rootfs::Rootfs;
 use crate::sys::{self, CStringArray, MountAttr};
 use crate::{CreateOptions, Kind, Stdio};
@@ -58,13 +59,14 @@ pub(crate) fn compile(
     cgroup: &Cgroup,
     stdio: Stdio,
     payload: Payload,
+    resctrl: Option<&Resctrl>,
     options: &CreateOptions,
 ) -> Result<Compiled> {
     let process = bundle.process();
     let environment = environment(process, rootfs.tree());
     let mut steps = Vec::new();
     let mappings = IdMappings::of(bundle)?;
-    steps.extend(join_cgroup(cgroup)?);
+    steps.extend(join_cgroup(cgroup, resctrl)?);
     if mappings.is_none() {
         // Else the parent does it.
         steps.extend(oom_score(process)?);
@@ -150,9 +152,11 @@ pub(super) fn executing(
     Ok(Plan { steps, mask, program, called, argv: CStringArray::new(argv), envp: CStringArray::new(envp) })
 }
 
-/// The cgroup, where the process is not born in it. To be joined while the host's file systems are still in sight.
-pub(super) fn join_cgroup(cgroup: &Cgroup) -> Result<Option<Step>> {
-    if cgroup.v2() { Ok(None) } else { Ok(Some(Step::JoinCgroups(cgroup.task_files()?))) }
+/// The cgroup, where the process is not born in it, and the group of resctrl.
+pub(super) fn join_cgroup(cgroup: &Cgroup, resctrl: Option<&Resctrl>) -> Result<Option<Step>> {
+    let mut files = if cgroup.v2() { Vec::new() } else { cgroup.task_files()? };
+    files.extend(resctrl.map(Resctrl::task_files).transpose()?.unwrap_or_default());
+    Ok((!files.is_empty()).then_some(Step::JoinCgroups(files)))
 }
 
 /// The OOM score, where the spec names one. To be set while the host's /proc is still in sight.

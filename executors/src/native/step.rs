@@ -34,7 +34,7 @@ pub(crate) enum Program {
 
 /// One step.
 pub(crate) enum Step {
-    /// Enter the cgroups whose `tasks` files these are (cgroup v1).
+    /// Enter the cgroups of v1, and the group of resctrl, whose `tasks` files these are.
     ///
     /// Moving another process takes the kernel milliseconds (it waits for an RCU grace period); a thread that moves itself
     /// needs no such wait, and this process has one thread.

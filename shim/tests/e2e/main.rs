@@ -26,6 +26,7 @@ mod info;
 mod io;
 mod isolation;
 mod lifecycle;
+mod linux;
 mod logger;
 mod mounts;
 mod namespaces;
@@ -56,6 +57,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("process", process::CASES),
     ("isolation", isolation::CASES),
     ("filesystem", filesystem::CASES),
+    ("linux", linux::CASES),
     ("mounts", mounts::CASES),
     ("namespaces", namespaces::CASES),
     ("net_devices", net_devices::CASES),

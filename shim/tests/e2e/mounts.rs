@@ -10,9 +10,15 @@ use std::process::Command;
 
 pub const CASES: &[Case] = &[
     Case::new("tmpfs_has_the_mode_of_what_it_hides", |test| {
+        let of_the_image = |path: &str| -> Result<String> {
+            let path = test.containerd.rootfs(test.kind.image_name()).join(path);
+            Ok(format!("{:o}", fs::metadata(&path).with_context(|| path.display().to_string())?.mode()))
+        };
+        let (tmp, data) = (of_the_image("tmp")?, of_the_image("data")?);
+        ensure!(tmp != data && tmp != "41777", "tmpfs has the same by itself: {tmp} {data}");
         for (path, options, mode) in [
-            ("/tmp", json!(["nosuid"]), "41777"),
-            ("/data", json!(["nosuid"]), "40755"),
+            ("/tmp", json!(["nosuid"]), tmp.as_str()),
+            ("/data", json!(["nosuid"]), data.as_str()),
             ("/data", json!(["mode=700"]), "40700"),
             ("/new/place", json!(["nosuid"]), "41777"),
         ] {

@@ -4,7 +4,6 @@ use crate::harness::{Case, Kind, Test};
 use crate::user_namespace::mapped;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::path::Path;
 use std::process::Command;
 use ttrpc::Code;
 
@@ -85,7 +84,8 @@ impl Pair {
     }
 
     fn is_on_the_host(&self) -> bool {
-        Path::new("/sys/class/net").join(&self.one).exists()
+        // The sysfs in sight may be that of another network namespace.
+        ip(&["link", "show", "dev", &self.one]).is_ok()
     }
 }
 
