@@ -45,8 +45,8 @@ fn remove(cgroup: Cgroup, bundle: &Bundle) -> Result<()> {
     failed.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Unmounts whatever is mounted on a folder, one on top of the other. Nothing of ours ever is, but a bundle may come from
-/// another shim.
+/// Unmounts whatever is mounted on a folder, one on top of the other: the rootfs of a container that was to be restored from a
+/// checkpoint and was not started. A bundle may come from another shim, too.
 fn unmount_all(at: &Path) -> Result<()> {
     loop {
         match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {

@@ -50,6 +50,12 @@ impl Console {
         Console { master, slave: Mutex::new(Some(slave)) }
     }
 
+    /// A terminal that is there already, by its master.
+    pub(crate) fn from_master(master: OwnedFd) -> Result<Console> {
+        let slave = peer(&master).or_kind(Kind::Internal, || "process.terminal: open its other end")?;
+        Ok(Self::from_pair(master, slave))
+    }
+
     /// A new terminal in the host's devpts: for a container that has none of its own.
     pub(crate) fn open_on_host() -> Result<(Console, OwnedFd)> {
         let devpts = rustix::fs::open("/dev/pts", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -98,9 +104,13 @@ pub(crate) fn open_pair(devpts: BorrowedFd<'_>) -> rustix::io::Result<(OwnedFd, 
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let master = openat2(devpts, c"ptmx", flags, Mode::empty(), resolve)?;
     unlockpt(&master)?;
-    let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let slave = ioctl_tiocgptpeer(&master, peer)?;
+    let slave = peer(&master)?;
     Ok((master, slave))
+}
+
+/// The other end of a master.
+fn peer(master: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    ioctl_tiocgptpeer(master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
 }
 
 impl AsFd for Console {

@@ -85,10 +85,10 @@ pub struct Container {
     // Dropped before init, which is waited for: one that is frozen only ends when its cgroup is killed as a whole.
     pub(crate) cgroup: Cgroup,
     pub(crate) init: Arc<Process>,
-    owns_pid_namespace: bool,
+    pub(crate) owns_pid_namespace: bool,
     pub(crate) joining: Joining,
     /// Dropped last.
-    _poststop: Poststop,
+    pub(crate) _poststop: Poststop,
 }
 
 impl Container {

@@ -85,7 +85,7 @@ impl Container {
     }
 
     /// The container's root folder, as init sees it.
-    fn root(&self) -> Result<OwnedFd> {
+    pub(crate) fn root(&self) -> Result<OwnedFd> {
         let path = format!("/proc/{}/root", self.init.pid());
         let root = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         // Had it ended before, the pid could be another process's by now.

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
+    open_tree, unmount,
 };
 
 use crate::Kind;
@@ -63,10 +64,35 @@ impl Rootfs {
         (self.tree, self.at)
     }
 
+    /// Mounts the tree at its folder on the host.
+    pub fn attach(self) -> Result<Attached> {
+        let Rootfs { tree, at } = self;
+        move_mount(&tree, c"", CWD, &at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .or_kind(Kind::Internal, || format!("mount the rootfs at {}", at.display()))?;
+        Ok(Attached(at))
+    }
+
     /// Opens a file inside the tree for reading, with every symlink resolved inside it. Never a device or a fifo, whose
     /// opening alone can have effects.
     pub fn open(&self, path: &Path) -> std::result::Result<std::fs::File, Errno> {
         open_inside(self.tree(), path)
+    }
+}
+
+/// A root file system that is mounted on the host; dropping it unmounts it.
+pub(crate) struct Attached(PathBuf);
+
+impl Attached {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if let Err(errno) = unmount(&self.0, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            log::warn!("unmount {}: {errno}", self.0.display());
+        }
     }
 }
 

@@ -336,6 +336,41 @@ pub(crate) fn pass_descriptors(command: &mut std::process::Command, pass: Vec<(O
     unsafe { command.pre_exec(place) };
 }
 
+/// Which cgroup namespace a helper program runs in.
+pub(crate) enum CgroupNamespace {
+    /// That of this process.
+    Same,
+    /// One whose root are the cgroups that it enters.
+    New,
+    Join(OwnedFd),
+}
+
+/// Lets the command's process enter cgroups, by their `cgroup.procs`, before it executes its program.
+pub(crate) fn enter_cgroups(
+    command: &mut std::process::Command,
+    files: Vec<OwnedFd>,
+    namespace: CgroupNamespace,
+) {
+    use std::os::unix::process::CommandExt;
+    let enter = move || {
+        for file in &files {
+            // Zero is the process that writes (cgroups(7)).
+            rustix::io::write(file, b"0")?;
+        }
+        match &namespace {
+            CgroupNamespace::Same => {}
+            CgroupNamespace::New => unshare(libc::CLONE_NEWCGROUP)?,
+            CgroupNamespace::Join(namespace) => rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(namespace),
+                Some(rustix::thread::LinkNameSpaceType::ControlGroup),
+            )?,
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it only makes system calls, on memory and descriptors prepared before.
+    unsafe { command.pre_exec(enter) };
+}
+
 /// close_range(2) from `first` to `last`, both included.
 pub(crate) fn close_range(first: RawFd, last: RawFd) -> Result<()> {
     // SAFETY: called in a cloned child that is about to execute a program, where nobody uses the descriptors any more.

@@ -10,6 +10,7 @@
 //!
 //! What hybrid does not do is refused by the option's name, as it stands in containerd's configuration.
 
+mod checkpoint;
 mod create;
 mod generic;
 mod table;
@@ -17,7 +18,9 @@ mod table;
 use crate::stdio::Owner;
 use anyhow::{Context, anyhow};
 use containerd_shim_protos::shim::oci;
-use executors::{CreateOptions, Error, Kind, Result};
+use executors::{CreateOptions, Criu, Error, Kind, Result};
+
+pub use self::checkpoint::checkpoint;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, UnknownValueRef};
 use std::path::PathBuf;
@@ -37,19 +40,8 @@ pub struct Options {
     pub shim_cgroup: Option<String>,
     /// `SystemdCgroup`: containers' cgroups by systemd.
     pub systemd_cgroup: bool,
-    /// What checkpoint and restore are done with.
+    /// `CriuPath`, `CriuWorkPath`: what checkpoint and restore are done with.
     pub criu: Criu,
-}
-
-/// CRIU's own options; a path that is not set is a default of whoever uses it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Criu {
-    /// `CriuPath`: its program (containerd 1.x).
-    pub path: Option<PathBuf>,
-    /// `CriuImagePath`: the folder of a checkpoint.
-    pub image_path: Option<PathBuf>,
-    /// `CriuWorkPath`: the folder of its logs.
-    pub work_path: Option<PathBuf>,
 }
 
 /// An option before it is judged: those of containerd, and what our protobuf definition has no longer.
@@ -138,6 +130,10 @@ fn judge(Raw { runc, criu_path }: Raw) -> Result<Options> {
         let (address, version) = (&runc.task_api_address, runc.task_api_version);
         log::debug!("the runtime option TaskApiAddress, {address:?} (version {version}), is containerd's own");
     }
+    if !runc.criu_image_path.is_empty() {
+        let path = &runc.criu_image_path;
+        log::debug!("the runtime option CriuImagePath, {path:?}, is containerd's own: it names the checkpoint in Create");
+    }
     let owner = Owner { uid: runc.io_uid, gid: runc.io_gid };
     let path = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
     Ok(Options {
@@ -145,11 +141,7 @@ fn judge(Raw { runc, criu_path }: Raw) -> Result<Options> {
         create: CreateOptions { no_pivot_root: runc.no_pivot_root, no_new_keyring: runc.no_new_keyring },
         shim_cgroup: (!runc.shim_cgroup.is_empty()).then_some(runc.shim_cgroup),
         systemd_cgroup: runc.systemd_cgroup,
-        criu: Criu {
-            path: path(criu_path),
-            image_path: path(runc.criu_image_path),
-            work_path: path(runc.criu_work_path),
-        },
+        criu: Criu { path: path(criu_path), work_path: path(runc.criu_work_path) },
     })
 }
 
@@ -204,7 +196,7 @@ mod tests {
             // These two are nobody's business here.
             (o.root, o.task_api_address, o.task_api_version) = ("/r".into(), "ttrpc+unix:///a".into(), 3);
         });
-        let criu = Criu { path: None, image_path: Some("/images".into()), work_path: Some("/work".into()) };
+        let criu = Criu { path: None, work_path: Some("/work".into()) };
         let expected = Options {
             io_owner: Some(Owner { uid: 7, gid: 0 }),
             create: CreateOptions { no_pivot_root: true, no_new_keyring: true },

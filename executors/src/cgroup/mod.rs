@@ -127,12 +127,21 @@ impl Cgroup {
 
     /// The files by which a thread enters it by itself, one for each hierarchy of v1.
     pub fn task_files(&self) -> Result<Vec<OwnedFd>> {
+        self.open_each("tasks")
+    }
+
+    fn open_each(&self, file: &str) -> Result<Vec<OwnedFd>> {
         let open = |folder: &PathBuf| {
-            let path = folder.join("tasks");
+            let path = folder.join(file);
             rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .or_kind(Kind::Internal, || format!("open {}", path.display()))
         };
         self.folders().iter().map(open).collect()
+    }
+
+    /// The files by which a process with one thread enters it by itself, one for each hierarchy.
+    pub fn process_files(&self) -> Result<Vec<OwnedFd>> {
+        self.open_each("cgroup.procs")
     }
 
     /// The processes in it and below it, by their pids in the shim's namespace.

@@ -63,6 +63,12 @@ impl Joining {
         }
     }
 
+    /// For a container that was restored: criu has given it a time namespace, in which its clocks go on.
+    pub fn of_restored(mut self) -> Joining {
+        self.namespaces |= ThreadNameSpaceType::TIME;
+        self
+    }
+
     /// Whether the process must be born in init's pid namespace.
     pub fn pid_namespace(&self) -> bool {
         self.namespaces.contains(ThreadNameSpaceType::PROCESS_ID)

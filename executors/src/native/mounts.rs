@@ -97,7 +97,7 @@ fn bind(bundle: &Bundle, mount: &Mount, options: &Options, base: u64, steps: &mu
 }
 
 /// Whether the target of a bind must be a folder or a file.
-fn make_like(source: &Path) -> std::io::Result<Make> {
+pub(crate) fn make_like(source: &Path) -> std::io::Result<Make> {
     Ok(if std::fs::metadata(source)?.is_dir() { Make::Directory } else { Make::File })
 }
 
@@ -209,6 +209,6 @@ fn target(path: &Path, make: Make, no_symlinks: bool) -> Result<Target> {
     Ok(Target { path: cstring(path)?, make, no_symlinks })
 }
 
-pub(super) fn cstring(path: &Path) -> Result<CString> {
+pub(crate) fn cstring(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes()).or_kind(Kind::InvalidArgument, || format!("{path:?}"))
 }

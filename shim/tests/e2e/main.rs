@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod bad_input;
+mod checkpoint;
 mod churn;
 mod crash;
 mod events;
@@ -67,6 +68,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("lifecycle", lifecycle::CASES),
     ("oom", oom::CASES),
     ("options", options::CASES),
+    ("checkpoint", checkpoint::CASES),
     ("info", info::CASES),
     ("user_namespace", user_namespace::CASES),
     ("telemetry", telemetry::CASES),

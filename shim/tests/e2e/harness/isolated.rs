@@ -96,6 +96,12 @@ fn restart(found: &[(String, PathBuf)], newest: Option<&Path>) -> Error {
     };
     let mut command = Command::new(scripts().join("isolated"));
     command.arg(program).args(std::env::args_os().skip(1)).env(INSIDE, found.join(" "));
+    if let (Ok(Some(criu)), Some(path)) = (script("criu", &[]), std::env::var_os("PATH")) {
+        let folders = std::iter::once(criu).chain(std::env::split_paths(&path));
+        command.env("PATH", std::env::join_paths(folders).unwrap_or(path.clone()));
+    } else {
+        eprintln!("criu cannot be had: what takes it will fail");
+    }
     if let Some(programs) = newest {
         command.env(NEWEST, programs);
     }
