@@ -346,11 +346,7 @@ pub(crate) enum CgroupNamespace {
 }
 
 /// Lets the command's process enter cgroups, by their `cgroup.procs`, before it executes its program.
-pub(crate) fn enter_cgroups(
-    command: &mut std::process::Command,
-    files: Vec<OwnedFd>,
-    namespace: CgroupNamespace,
-) {
+pub(crate) fn enter_cgroups(command: &mut std::process::Command, files: Vec<OwnedFd>, namespace: CgroupNamespace) {
     use std::os::unix::process::CommandExt;
     let enter = move || {
         for file in &files {

@@ -3,7 +3,8 @@
 //! The traits mirror `executors`' own types one to one; they exist so that the life cycle can be tested with fakes.
 
 use executors::{
-    CheckpointOptions, Choice, Console, CreateOptions, Criu, ExecSpec, Exit, OomWatch, Result, RootfsMount, Stats, Stdio,
+    CheckpointOptions, Choice, Console, CreateOptions, Criu, ExecSpec, Exit, OomWatch, Result, RootfsMount, Stats,
+    Stdio,
 };
 use std::os::fd::BorrowedFd;
 use std::path::Path;

@@ -132,7 +132,9 @@ fn judge(Raw { runc, criu_path }: Raw) -> Result<Options> {
     }
     if !runc.criu_image_path.is_empty() {
         let path = &runc.criu_image_path;
-        log::debug!("the runtime option CriuImagePath, {path:?}, is containerd's own: it names the checkpoint in Create");
+        log::debug!(
+            "the runtime option CriuImagePath, {path:?}, is containerd's own: it names the checkpoint in Create"
+        );
     }
     let owner = Owner { uid: runc.io_uid, gid: runc.io_gid };
     let path = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));

@@ -122,8 +122,8 @@ impl Request {
     pub fn run(self, program: &Path, prepare: impl FnOnce(&mut Command)) -> Result<Answer> {
         let Request { kind, options, inherited, images, mut work } = self;
         let what = || format!("run {}", program.display());
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).or_kind(Kind::Unavailable, what)?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .or_kind(Kind::Unavailable, what)?;
         let mut command = Command::new(program);
         command.arg("swrk").arg(SOCKET.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

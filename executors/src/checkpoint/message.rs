@@ -134,13 +134,8 @@ mod tests {
         let mut message = Message::default();
         message.number(1, 6).flag(2, true).message(5, &notify).bytes(9, "why");
         let response = Response::parse(message.as_bytes()).unwrap();
-        let expected = Response {
-            kind: 6,
-            success: true,
-            notification: "post-restore".into(),
-            pid: 70_000,
-            error: "why".into(),
-        };
+        let expected =
+            Response { kind: 6, success: true, notification: "post-restore".into(), pid: 70_000, error: "why".into() };
         assert_eq!(response, expected);
     }
 

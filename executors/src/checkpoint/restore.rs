@@ -67,7 +67,10 @@ impl Restorable {
         let rootfs = Rootfs::mount(rootfs, bundle.root())?;
         let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
         if let Entrypoint::Wasm { .. } = entrypoint {
-            bail!(Unimplemented, "a WebAssembly container cannot be restored from a checkpoint: there are none of such");
+            bail!(
+                Unimplemented,
+                "a WebAssembly container cannot be restored from a checkpoint: there are none of such"
+            );
         }
         make_targets(&bundle, &rootfs)?;
         let cgroup = Cgroup::create(&bundle)?;

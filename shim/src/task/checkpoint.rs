@@ -74,7 +74,8 @@ impl Tasks {
         let Creation { id, bundle, rootfs, names, options, event, .. } = creation;
         let reservation = Reservation::new(&self, &id)?;
         let restoration = {
-            let (engine, bundle, names, options) = (self.engine.clone(), bundle.clone(), names.clone(), options.clone());
+            let (engine, bundle, names, options) =
+                (self.engine.clone(), bundle.clone(), names.clone(), options.clone());
             let logger = stdio::Identity { id: id.clone(), namespace: self.namespace.clone() };
             blocking(move || {
                 let bundle = super::open_bundle(&*engine, &logger.id, &bundle, &names)?;

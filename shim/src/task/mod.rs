@@ -29,8 +29,8 @@ use crate::options::Options;
 use crate::status::timestamp;
 use crate::stdio::{self, Names, Owner};
 use anyhow::{Context, anyhow};
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskStart};
 use checkpoint::Restoration;
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskStart};
 use exec::Execs;
 use executors::{Criu, Error, Exit, Kind, OomWatch, Result, RootfsMount, Stats, host};
 use freezer::FreezerState;
@@ -391,11 +391,7 @@ fn open_bundle(engine: &dyn Engine, id: &str, path: &Path, names: &Names) -> Res
 }
 
 /// What is due once a container's init is there. On an error the container is dropped, and with it everything of it.
-fn finish(
-    container: Box<dyn Container>,
-    id: &str,
-    bundle: &Path,
-) -> Result<(Box<dyn Container>, Option<OomWatch>)> {
+fn finish(container: Box<dyn Container>, id: &str, bundle: &Path) -> Result<(Box<dyn Container>, Option<OomWatch>)> {
     let file = bundle.join(INIT_PID_FILE);
     std::fs::write(&file, container.init().pid().to_string()).with_context(|| format!("write {}", file.display()))?;
     // Without it the container runs all the same.
