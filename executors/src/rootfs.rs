@@ -64,12 +64,16 @@ impl Rootfs {
         (self.tree, self.at)
     }
 
-    /// Mounts the tree at its folder on the host.
-    pub fn attach(self) -> Result<Attached> {
-        let Rootfs { tree, at } = self;
-        move_mount(&tree, c"", CWD, &at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .or_kind(Kind::Internal, || format!("mount the rootfs at {}", at.display()))?;
-        Ok(Attached(at))
+    /// Mounts the tree at a folder on the host, which is made if missing.
+    pub fn attach(self, at: PathBuf) -> Result<Attached> {
+        let what = || format!("mount the rootfs at {}", at.display());
+        let made = match std::fs::create_dir(&at) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+            made => made.or_kind(Kind::Internal, what).map(|()| true)?,
+        };
+        let attached = move_mount(&self.tree, c"", CWD, &at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+        attached.or_kind(Kind::Internal, what)?;
+        Ok(Attached { at, made })
     }
 
     /// Opens a file inside the tree for reading, with every symlink resolved inside it. Never a device or a fifo, whose
@@ -80,18 +84,27 @@ impl Rootfs {
 }
 
 /// A root file system that is mounted on the host; dropping it unmounts it.
-pub(crate) struct Attached(PathBuf);
+pub(crate) struct Attached {
+    at: PathBuf,
+    /// Whether the folder was made for it.
+    made: bool,
+}
 
 impl Attached {
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.at
     }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if let Err(errno) = unmount(&self.0, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            log::warn!("unmount {}: {errno}", self.0.display());
+        let at = self.at.display();
+        if let Err(errno) = unmount(&self.at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            log::warn!("unmount {at}: {errno}");
+        } else if self.made
+            && let Err(e) = std::fs::remove_dir(&self.at)
+        {
+            log::warn!("remove {at}: {e}");
         }
     }
 }

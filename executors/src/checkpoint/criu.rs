@@ -145,8 +145,12 @@ impl Request {
                 // It undoes what it has begun, now that nobody talks to it any more.
                 child.wait()?;
                 drop(init);
-                let log = work.keep();
-                Err(error.context(format!("criu failed (its log is {}){}", log.0.display(), log.1)))
+                let (log, errors) = work.keep();
+                let error = match errors.as_str() {
+                    "" => error,
+                    errors => Error::new(error.kind(), anyhow::anyhow!("{errors}")),
+                };
+                Err(error.context(format!("criu failed (its log is {})", log.display())))
             }
         }
     }
@@ -302,7 +306,7 @@ fn errors(log: &str) -> String {
         if quoted.len() + words.len() > QUOTED {
             break;
         }
-        quoted.push_str(if quoted.is_empty() { ": " } else { "; " });
+        quoted.push_str(if quoted.is_empty() { "" } else { "; " });
         quoted.push_str(words);
     }
     quoted
@@ -316,7 +320,7 @@ mod tests {
     fn a_log_is_quoted_for_its_errors() {
         let log = "(00.01) Dumping\n(00.02) Error (criu/files.c:12): Can't lookup mount\n\
                    (00.03)     45: Error (criu/cr-dump.c:9): Dump files (pid: 45) failed\n(00.04) Warn  (x): y\n";
-        assert_eq!(errors(log), ": Can't lookup mount; Dump files (pid: 45) failed");
+        assert_eq!(errors(log), "Can't lookup mount; Dump files (pid: 45) failed");
         assert_eq!(errors(""), "");
     }
 }

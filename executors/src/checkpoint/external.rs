@@ -183,10 +183,19 @@ mod tests {
     }
 
     #[test]
-    fn this_process_s_own_streams_are_not_external() {
+    fn a_path_leads_to_its_mount() {
         let mounted = mountinfo("/proc/self/mountinfo").unwrap();
-        assert!(mounted.iter().any(|mount| mount.at == "/proc"));
-        let file = tempfile::tempfile().unwrap();
-        assert!(look(file.as_fd(), Path::new("/none")).is_err() || mounted.len() > 1);
+        let proc = mounted.iter().rfind(|mount| mount.at == "/proc").unwrap();
+        let root = fs::File::open("/").unwrap();
+        assert_eq!(look(root.as_fd(), Path::new("/proc/self")).unwrap().unwrap().stx_mnt_id, proc.id);
+        assert!(look(root.as_fd(), Path::new("/proc/none")).unwrap().is_none());
+    }
+
+    #[test]
+    fn binds_are_told_from_other_mounts() {
+        let mount = |text: &str| serde_json::from_str::<Mount>(text).unwrap();
+        assert_eq!(bind(&mount(r#"{"destination": "/a", "type": "bind"}"#)), Some(Recursive::No));
+        assert_eq!(bind(&mount(r#"{"destination": "/a", "options": ["ro", "rbind"]}"#)), Some(Recursive::Yes));
+        assert_eq!(bind(&mount(r#"{"destination": "/a", "type": "tmpfs"}"#)), None);
     }
 }

@@ -69,14 +69,14 @@ impl Restorable {
         if let Entrypoint::Wasm { .. } = entrypoint {
             bail!(
                 Unimplemented,
-                "a WebAssembly container cannot be restored from a checkpoint: there are none of such"
+                "a WebAssembly container cannot be restored from a checkpoint"
             );
         }
         make_targets(&bundle, &rootfs)?;
         let cgroup = Cgroup::create(&bundle)?;
         let filter = bundle.linux().seccomp().as_ref().map(Filter::new).transpose()?.flatten();
         let joining = Joining::new(&bundle, filter, options).of_restored();
-        let rootfs = rootfs.attach()?;
+        let rootfs = rootfs.attach(bundle.path().join("rootfs"))?;
         let (images, criu) = (images.to_owned(), criu.clone());
         Ok(Restorable { choice, bundle, cgroup, rootfs, joining, images, streams, criu, program })
     }
