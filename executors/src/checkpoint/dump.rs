@@ -7,7 +7,7 @@ use std::path::Path;
 use oci_spec::runtime::LinuxNamespaceType;
 
 use super::criu::{DUMP, Request, field, make_folder};
-use super::{CheckpointOptions, Criu, DESCRIPTORS, NETWORK, PIDS, external};
+use super::{CheckpointOptions, Criu, NETWORK, PIDS, STREAMS, external};
 use crate::Kind;
 use crate::bundle::Bundle;
 use crate::container::Container;
@@ -66,11 +66,11 @@ impl Container {
             request.external_mount(&at, &name);
         }
         let streams = external::streams(pid)?;
-        for file in streams.iter().flatten().filter(|name| name.starts_with("file[")) {
-            request.options.bytes(field::EXTERNAL, file);
+        for stream in streams.iter().flatten().filter(|stream| stream.name.starts_with("file[")) {
+            request.options.bytes(field::EXTERNAL, &stream.name);
         }
-        let file = options.images.join(DESCRIPTORS);
-        let text = serde_json::to_vec(&streams).or_kind(Kind::Internal, || DESCRIPTORS)?;
+        let file = options.images.join(STREAMS);
+        let text = serde_json::to_vec(&streams).or_kind(Kind::Internal, || STREAMS)?;
         fs::write(&file, text).or_kind(Kind::Internal, || format!("write {}", file.display()))?;
         request.run(&program, |_| ()).map(drop)
     }

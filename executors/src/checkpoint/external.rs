@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespaceType, Mount};
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, Statx, StatxFlags, statx};
 
+use super::{Stream, Streams};
 use crate::Kind;
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
@@ -110,22 +111,24 @@ pub(super) fn sources(bundle: &Bundle, cgroup: &Cgroup) -> Result<Vec<(String, P
     Ok(sources)
 }
 
-/// criu's names for the standard streams of a process; `None` for one that is the container's own.
-pub(super) fn streams(pid: u32) -> Result<[Option<String>; 3]> {
+/// The standard streams of a process.
+pub(super) fn streams(pid: u32) -> Result<Streams> {
     let mounted = mountinfo(&format!("/proc/{pid}/mountinfo"))?;
-    let stream = |number: usize| -> Result<Option<String>> {
+    let stream = |number: usize| -> Result<Option<Stream>> {
         let path = format!("/proc/{pid}/fd/{number}");
         let link = match fs::read_link(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             link => link.or_kind(Kind::Internal, || format!("read {path}"))?.to_string_lossy().into_owned(),
         };
         if link.starts_with("pipe:[") {
-            return Ok(Some(link));
+            return Ok(Some(Stream { name: link, null: false }));
         }
-        let stat = statx(CWD, &path, AtFlags::empty(), StatxFlags::INO | StatxFlags::MNT_ID)
+        let stat = statx(CWD, &path, AtFlags::empty(), StatxFlags::TYPE | StatxFlags::INO | StatxFlags::MNT_ID)
             .or_kind(Kind::Internal, || format!("look at {path}"))?;
         let own = !link.starts_with('/') || mounted.iter().any(|mount| mount.id == stat.stx_mnt_id);
-        Ok((!own).then(|| format!("file[{:x}:{:x}]", stat.stx_mnt_id, stat.stx_ino)))
+        let null = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::CharacterDevice;
+        let name = format!("file[{:x}:{:x}]", stat.stx_mnt_id, stat.stx_ino);
+        Ok((!own).then_some(Stream { name, null }))
     };
     Ok([stream(0)?, stream(1)?, stream(2)?])
 }

@@ -25,6 +25,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
 pub use self::restore::Restorable;
 use crate::Kind;
@@ -56,8 +57,19 @@ pub struct CheckpointOptions {
     pub file_locks: bool,
 }
 
-/// The file in a checkpoint with criu's names for the three streams of init; `runc` has it by the same name.
-const DESCRIPTORS: &str = "descriptors.json";
+/// The file in a checkpoint with the three standard streams of init.
+const STREAMS: &str = "streams.json";
+
+/// A standard stream of init's that is not the container's own; `None` for one that is.
+type Streams = [Option<Stream>; 3];
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Stream {
+    /// What criu knows it by.
+    name: String,
+    /// Whether it was none: /dev/null, whose place no fifo can take, as it has a position in criu's eyes.
+    null: bool,
+}
 
 /// criu's names for namespaces that are not dumped, which runc gives them, too.
 const NETWORK: &str = "extRootNetNS";

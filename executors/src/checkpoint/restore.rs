@@ -10,11 +10,11 @@ use rustix::fs::{FileType, Mode, OFlags, Uid, fstat};
 
 use super::criu::{RESTORE, Request, field};
 use super::message::Message;
-use super::{Criu, DESCRIPTORS, NETWORK, PIDS, external};
+use super::{Criu, NETWORK, PIDS, STREAMS, Stream, Streams, external};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::console::Console;
-use crate::container::{Container, CreateOptions, Stdio, Streams};
+use crate::container::{self, Container, CreateOptions, Stdio};
 use crate::dispatch::{self, Choice, Entrypoint};
 use crate::error::{OrKind, Result, bail};
 use crate::hooks::{Hooks, Poststop};
@@ -36,7 +36,7 @@ pub struct Restorable {
     rootfs: Attached,
     joining: Joining,
     images: PathBuf,
-    streams: [Option<String>; 3],
+    streams: Streams,
     criu: Criu,
     program: PathBuf,
 }
@@ -67,10 +67,7 @@ impl Restorable {
         let rootfs = Rootfs::mount(rootfs, bundle.root())?;
         let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
         if let Entrypoint::Wasm { .. } = entrypoint {
-            bail!(
-                Unimplemented,
-                "a WebAssembly container cannot be restored from a checkpoint"
-            );
+            bail!(Unimplemented, "a WebAssembly container cannot be restored from a checkpoint");
         }
         make_targets(&bundle, &rootfs)?;
         let cgroup = Cgroup::create(&bundle)?;
@@ -143,20 +140,20 @@ impl Restorable {
     }
 }
 
-/// The names of the dumped init's streams.
-fn streams(images: &Path) -> Result<[Option<String>; 3]> {
-    let file = images.join(DESCRIPTORS);
+/// The dumped init's streams.
+fn streams(images: &Path) -> Result<Streams> {
+    let file = images.join(STREAMS);
     let what = || format!("checkpoint: read {}", file.display());
     let text = fs::read(&file).or_kind(Kind::InvalidArgument, what)?;
     serde_json::from_slice(&text).or_kind(Kind::InvalidArgument, what)
 }
 
 /// Lets new streams take the place of the dumped ones. One that had several numbers stays one.
-fn inherit_streams(request: &mut Request, new: Streams, old: [Option<String>; 3], uid: u32) -> Result<()> {
+fn inherit_streams(request: &mut Request, new: container::Streams, old: Streams, uid: u32) -> Result<()> {
     let mut known = Vec::new();
-    for (name, stream) in old.into_iter().zip([new.stdin, new.stdout, new.stderr]) {
-        let Some(name) = name.filter(|name| !known.contains(name)) else { continue };
-        let stream = match stream {
+    for (old, stream) in old.into_iter().zip([new.stdin, new.stdout, new.stderr]) {
+        let Some(Stream { name, null }) = old.filter(|old| !known.contains(&old.name)) else { continue };
+        let stream = match stream.filter(|_| !null) {
             Some(stream) => stream,
             None => rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
                 .or_kind(Kind::Internal, || "open /dev/null")?,

@@ -1,5 +1,6 @@
 //! The life cycle with a fake executor and a stand-in for containerd's event service.
 
+mod checkpoint;
 mod exec;
 
 use super::*;
@@ -222,13 +223,17 @@ impl Stage {
     }
 
     async fn create(&self, id: &str) -> Result<Arc<Task>> {
+        self.create_from(id, None).await
+    }
+
+    async fn create_from(&self, id: &str, checkpoint: Option<PathBuf>) -> Result<Arc<Task>> {
         let creation = Creation {
             id: id.into(),
             bundle: self.dir.path().into(),
             rootfs: Vec::new(),
             names: Names::default(),
             options: Options::default(),
-            checkpoint: None,
+            checkpoint,
             event: TaskCreate::new(),
         };
         self.tasks.clone().create(creation).await?;

@@ -71,15 +71,12 @@ pub const CASES: &[Case] = &[
         // Not started, it can be deleted, and nothing else.
         let created = Counter::create(test, "created", &images, Ok)?;
         ensure!(created.task.state().context("State")?.status() == Status::CREATED, "not created");
-        for (call, result) in [
-            ("Kill", created.task.kill(9).map(drop)),
-            ("Stats", created.task.stats().map(drop)),
-            ("Pause", created.task.pause().map(drop)),
-            ("Update", created.task.update(json!({"pids": {"limit": 9}})).map(drop)),
-            ("Checkpoint", checkpoint(&created.task, &images, |_| ()).map(drop)),
-        ] {
-            refused(result, Code::FAILED_PRECONDITION).context(call)?;
-        }
+        let task = &created.task;
+        refused(task.kill(9), Code::FAILED_PRECONDITION).context("Kill")?;
+        refused(task.stats(), Code::FAILED_PRECONDITION).context("Stats")?;
+        refused(task.pause(), Code::FAILED_PRECONDITION).context("Pause")?;
+        refused(task.update(json!({"pids": {"limit": 9}})), Code::FAILED_PRECONDITION).context("Update")?;
+        refused(checkpoint(task, &images, |_| ()), Code::FAILED_PRECONDITION).context("Checkpoint")?;
         created.task.pids().context("Pids")?;
         created.task.delete().context("Delete")?;
         created.task.remove()?;
@@ -125,6 +122,24 @@ pub const CASES: &[Case] = &[
         ensure!(!name.is_empty(), "no checkpoint's name");
         test.containerd.events.wait_for(&test.id, "/tasks/exit")?;
         test.delete(&test.id)?;
+        test.ctr(["images", "delete", &name]).done().map(drop)
+    })
+    .hybrid_only(),
+    Case::new("restored_by_ctr", |test| {
+        test.run(&["pause"]).flags(&["--null-io"]).detach()?;
+        let name = format!("localhost/hybrid/{}:checkpoint", test.id);
+        test.ctr(["containers", "checkpoint", "--rw", "--image", "--task", &test.id, &name]).done()?;
+        ensure!(test.status(&test.id)? == "RUNNING", "{}", test.status(&test.id)?);
+        test.kill(&test.id, "KILL")?;
+        test.containerd.events.wait_for(&test.id, "/tasks/exit")?;
+        test.delete(&test.id)?;
+        let id = test.other("restored");
+        test.ctr(["containers", "restore", "--rw", "--live", &id, &name]).done()?;
+        ensure!(test.status(&id)? == "RUNNING", "{}", test.status(&id)?);
+        test.ctr(["tasks", "exec", "--exec-id", "one", &id, "/bin/probe", "hello"]).done()?;
+        test.kill(&id, "KILL")?;
+        test.containerd.events.wait_for(&id, "/tasks/exit")?;
+        test.delete(&id)?;
         test.ctr(["images", "delete", &name]).done().map(drop)
     })
     .hybrid_only(),
