@@ -18,8 +18,8 @@ use crate::{Error, Kind};
 /// The first thing that could not be cleaned; all the rest is tried all the same.
 pub fn clean(id: &str, path: &Path) -> Result<()> {
     let cgroup = match Bundle::open(id, path) {
-        Ok(bundle) => match Cgroup::load(id, bundle.linux().cgroups_path().as_deref()) {
-            Ok(cgroup) => cgroup.is_of(path).and_then(|is_of| match is_of {
+        Ok(bundle) => match Cgroup::candidates(id, bundle.linux().cgroups_path().as_deref()) {
+            Ok(cgroups) => cgroups.into_iter().try_for_each(|cgroup| match cgroup.is_of(path)? {
                 true => remove(cgroup, &bundle),
                 // Another container's, for whose sake this one was refused.
                 false => Ok(()),

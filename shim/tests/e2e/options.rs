@@ -186,7 +186,6 @@ fn refused_fields(test: &Test) -> Result<()> {
     unknown.special_fields.mut_unknown_fields().add_varint(99, 1);
     let cases = [
         ("BinaryName", Options { binary_name: "/usr/bin/crun".to_owned(), ..Default::default() }),
-        ("SystemdCgroup", Options { systemd_cgroup: true, ..Default::default() }),
         ("99", unknown),
     ];
     for (name, options) in cases {
