@@ -42,6 +42,8 @@ pub(crate) struct Cgroup {
     attached: Mutex<Option<Attached>>,
     /// What keeps the unit until init is in it.
     placeholder: Mutex<Option<Unfinished>>,
+    /// Whether nothing is born in it beside the placeholder, for its limit of processes.
+    single: bool,
 }
 
 /// A cgroup as a container sees it under /sys/fs/cgroup.
@@ -80,7 +82,14 @@ impl Cgroup {
             None => name(id, path)?,
         };
         let groups = Groups::load(hierarchies::auto(), name);
-        Ok(Self { groups, unit, removed: true, attached: Mutex::default(), placeholder: Mutex::default() })
+        Ok(Self {
+            groups,
+            unit,
+            removed: true,
+            attached: Mutex::default(),
+            placeholder: Mutex::default(),
+            single: false,
+        })
     }
 
     /// Creates the cgroup with its limits, for the container of that bundle. `systemd` is as for [`Cgroup::load`].
@@ -98,6 +107,7 @@ impl Cgroup {
         let settings = limits::settings(resources, cgroup.groups.v2())?;
         if let Some(unit) = &cgroup.unit {
             let placeholder = unit.start(bundle.id(), &settings, resources, cgroup.v2())?;
+            cgroup.single = limits::leave_one_process(&settings);
             cgroup.placeholder = Mutex::new(placeholder);
         }
         cgroup.removed = false;
@@ -142,14 +152,23 @@ impl Cgroup {
     /// folder of v2 as well.
     pub fn birth(&self) -> Result<Option<OwnedFd>> {
         if self.groups.v2() {
-            return self.directory().map(Some);
+            return if self.is_full() { Ok(None) } else { self.directory().map(Some) };
         }
         self.unit.as_ref().and_then(Unit::hybrid_folder).map(|folder| open_folder(&folder)).transpose()
     }
 
     /// Init is in it: nothing else has to be, to keep it.
     pub fn settled(&self) {
-        drop(self.placeholder.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.placeholder().take());
+    }
+
+    fn placeholder(&self) -> MutexGuard<'_, Option<Unfinished>> {
+        self.placeholder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether only a process that exists gets into it: the limit of processes is for new ones.
+    fn is_full(&self) -> bool {
+        self.single && self.placeholder().is_some()
     }
 
     /// The cgroups that a further process of the container may be born in, best first: on v2 its own and, in case that one
@@ -169,10 +188,14 @@ impl Cgroup {
         Ok(births)
     }
 
-    /// The files by which a thread enters it by itself, one for each hierarchy of v1.
+    /// The files by which a process of one thread enters it by itself: one for each hierarchy of v1, and mostly none on v2,
+    /// where it is born in it.
     pub fn task_files(&self) -> Result<Vec<OwnedFd>> {
+        if self.v2() && !self.is_full() {
+            return Ok(Vec::new());
+        }
         let open = |folder: &PathBuf| {
-            let path = folder.join("tasks");
+            let path = folder.join(if self.v2() { "cgroup.procs" } else { "tasks" });
             rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .or_kind(Kind::Internal, || format!("open {}", path.display()))
         };

@@ -150,7 +150,8 @@ pub(super) fn executing(
 
 /// The cgroup, where the process is not born in it. To be joined while the host's file systems are still in sight.
 pub(super) fn join_cgroup(cgroup: &Cgroup) -> Result<Option<Step>> {
-    if cgroup.v2() { Ok(None) } else { Ok(Some(Step::JoinCgroups(cgroup.task_files()?))) }
+    let files = cgroup.task_files()?;
+    Ok((!files.is_empty()).then_some(Step::JoinCgroups(files)))
 }
 
 /// The OOM score, where the spec names one. To be set while the host's /proc is still in sight.

@@ -6,6 +6,8 @@
 //! - `HYBRID_CONTAINERD`: the release lines to test with, such as `1.6,2.x`; each that can be had when not set.
 //! - `HYBRID_RUNTIME`: `io.containerd.runc.v2` runs the tests against runc's shim, which tests the tests.
 //! - `HYBRID_SHIM`: another binary than the one cargo has just built.
+//! - `HYBRID_SYSTEMD`: anything runs the tests of the systemd cgroup driver, and no others, on the host itself, whose process
+//!   1 has to be systemd; without it they are skipped.
 #![forbid(unsafe_code)]
 
 mod bad_input;
@@ -35,6 +37,7 @@ mod restart;
 mod signals;
 mod soak;
 mod stdio;
+mod systemd;
 mod table;
 mod telemetry;
 mod terminal;
@@ -70,6 +73,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("logger", logger::CASES),
     ("lifecycle", lifecycle::CASES),
     ("oom", oom::CASES),
+    ("systemd", systemd::CASES),
     ("options", options::CASES),
     ("info", info::CASES),
     ("user_namespace", user_namespace::CASES),
@@ -93,7 +97,8 @@ fn main() -> Result<ExitCode> {
         let lines = Lines::new(LINES.iter().map(|line| ((*line).to_owned(), PathBuf::new())).collect())?;
         return Ok(libtest_mimic::run(&arguments, lines.trials()).exit_code());
     }
-    run(&arguments, Lines::new(isolated::enter(&LINES)?)?)
+    let found = if isolated::on_systemd() { isolated::on_the_host(&LINES)? } else { isolated::enter(&LINES)? };
+    run(&arguments, Lines::new(found)?)
 }
 
 /// The containerds, each started by the first test that needs it, and the images they get.
@@ -132,7 +137,8 @@ impl Lines {
     fn trials(self: &Arc<Lines>) -> Vec<Trial> {
         let mut trials = Vec::new();
         for (index, line) in self.entries.iter().enumerate() {
-            for (theme, case) in THEMES.iter().flat_map(|(theme, cases)| cases.iter().map(move |case| (theme, case))) {
+            let cases = THEMES.iter().flat_map(|(theme, cases)| cases.iter().map(move |case| (theme, case)));
+            for (theme, case) in cases.filter(|(_, case)| case.on_systemd || !isolated::on_systemd()) {
                 for &kind in case.kinds.iter().filter(|kind| case.runs(**kind, self.runtime, &line.name)) {
                     let name = format!("{}::{theme}::{}::{}", line.name, case.name, kind.name());
                     let (lines, number) = (self.clone(), trials.len());
@@ -140,7 +146,7 @@ impl Lines {
                         let containerd = lines.containerd(index)?;
                         case.run(containerd, kind, number).map_err(|error| Failed::from(format!("{error:#}")))
                     });
-                    trials.push(trial.with_ignored_flag(case.ignored));
+                    trials.push(trial.with_ignored_flag(case.ignored || case.on_systemd != isolated::on_systemd()));
                 }
             }
         }

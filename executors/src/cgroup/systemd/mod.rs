@@ -32,9 +32,11 @@ use crate::Kind;
 use crate::error::{Error, Result, bail};
 use crate::process::Unfinished;
 
-/// Whether the host's process 1 is systemd (sd_booted(3)).
+/// Whether process 1 is systemd (sd_booted(3)). Where /run is another host's or container's it is not, and pids would mean
+/// other processes to that systemd.
 pub(super) fn is_running() -> bool {
     Path::new("/run/systemd/system").is_dir()
+        && std::fs::read_to_string("/proc/1/comm").is_ok_and(|name| name.trim_end() == "systemd")
 }
 
 /// Fails where it is not.
@@ -43,7 +45,7 @@ pub(super) fn require() -> Result<()> {
         bail!(
             FailedPrecondition,
             "the systemd cgroup driver (linux.cgroupsPath of the form slice:prefix:name, or the runtime option \
-             SystemdCgroup): this host was not booted with systemd"
+             SystemdCgroup): process 1 of this host is not systemd"
         );
     }
     Ok(())
