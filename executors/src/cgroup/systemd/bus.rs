@@ -1,22 +1,20 @@
 //! A conversation with systemd over D-Bus: opened for one change of a unit, closed after it.
 //!
-//! zbus has the messages. Its connections are not used: they bring threads (an executor's, and async-io's, which is never
-//! ended), and the shim's server must be one thread again when a call is answered. Here reads block, by a deadline.
+//! zbus has the messages that are sent, and the encoding. Its connections are not used: they bring threads (an executor's,
+//! and async-io's, which is never ended), and the shim's server must be one thread again when a call is answered. Here reads
+//! block, by a deadline. Nor does it read what comes: it panics at the sender that systemd names on its own socket.
 //!
 //! Source: the D-Bus specification; org.freedesktop.systemd1(5).
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use zbus::connection::socket::ReadHalf;
-use zbus::message::{Flags, Type};
-use zbus::zvariant::{DynamicType, ObjectPath, Value};
-use zbus::{Message, zvariant};
+use zbus::Message;
+use zbus::message::Flags;
+use zbus::zvariant::{self, DynamicType, OwnedObjectPath, OwnedValue};
 
+use super::message::{self, Incoming};
 use crate::error::Error;
 use crate::{Kind, Result};
 
@@ -158,9 +156,9 @@ impl Manager {
         }
     }
 
-    /// Calls a method of the manager and returns its answer.
-    pub fn call(&mut self, member: &str, body: &(impl serde::Serialize + DynamicType)) -> Result<Message, Failure> {
-        self.call_interface(MANAGER.1, member, body)
+    /// Calls a method of the manager whose answer says nothing.
+    pub fn call(&mut self, member: &str, body: &(impl serde::Serialize + DynamicType)) -> Result<(), Failure> {
+        self.call_interface(MANAGER.1, member, body).map(drop)
     }
 
     fn call_interface(
@@ -168,24 +166,21 @@ impl Manager {
         interface: &str,
         member: &str,
         body: &(impl serde::Serialize + DynamicType),
-    ) -> Result<Message, Failure> {
+    ) -> Result<Incoming, Failure> {
         let call = Message::method_call(MANAGER.0, member)?.destination(SYSTEMD)?.interface(interface)?;
         let call = call.build(body)?;
         let serial = call.primary_header().serial_num();
         self.send(&call)?;
         loop {
             let answer = self.receive()?;
-            if answer.header().reply_serial() != Some(serial) {
+            if answer.reply_to() != Some(serial.get()) {
                 continue;
             }
-            return match answer.message_type() {
-                Type::Error => {
-                    let name = answer.header().error_name().map(ToString::to_string).unwrap_or_default();
-                    let text = answer.body().deserialize::<String>().unwrap_or_default();
-                    Err(Failure::Refused { name, text })
-                }
-                _ => Ok(answer),
-            };
+            if answer.kind == message::ERROR {
+                let name = answer.text(message::ERROR_NAME).unwrap_or_default().to_owned();
+                return Err(Failure::Refused { name, text: answer.body::<String>().unwrap_or_default() });
+            }
+            return Ok(answer);
         }
     }
 
@@ -206,23 +201,20 @@ impl Manager {
             let subscribe = Message::method_call(MANAGER.0, "Subscribe")?.destination(SYSTEMD)?.interface(MANAGER.1)?;
             self.send(&subscribe.with_flags(Flags::NoReplyExpected)?.build(&())?)?;
         }
-        let answer = self.call(member, body)?;
-        let answer_body = answer.body();
-        let job: ObjectPath<'_> = answer_body.deserialize()?;
+        let answer = self.call_interface(MANAGER.1, member, body)?;
+        let job: OwnedObjectPath = answer.body()?;
         loop {
             let signal = self.receive()?;
-            let (header, from) = (signal.header(), answer.header());
             // Others on the bus could send such a signal too.
-            if signal.message_type() != Type::Signal
-                || header.member().is_none_or(|member| member.as_str() != "JobRemoved")
-                || header.sender() != from.sender()
+            if signal.kind != message::SIGNAL
+                || signal.text(message::MEMBER) != Some("JobRemoved")
+                || signal.text(message::SENDER) != answer.text(message::SENDER)
             {
                 continue;
             }
-            let body = signal.body();
-            let (_, removed, _, result): (u32, ObjectPath<'_>, &str, &str) = body.deserialize()?;
+            let (_, removed, _, result): (u32, OwnedObjectPath, String, String) = signal.body()?;
             if removed == job {
-                return Ok(result.to_owned());
+                return Ok(result);
             }
         }
     }
@@ -230,23 +222,38 @@ impl Manager {
     /// systemd's version, such as 257.
     pub fn version(&mut self) -> Result<u32, Failure> {
         let answer = self.call_interface("org.freedesktop.DBus.Properties", "Get", &(MANAGER.1, "Version"))?;
-        let body = answer.body();
-        let value: Value<'_> = body.deserialize()?;
-        Ok(parse_version(<&str>::try_from(&value)?))
+        let value: OwnedValue = answer.body()?;
+        Ok(parse_version(<&str>::try_from(&*value)?))
     }
 
     fn send(&mut self, message: &Message) -> io::Result<()> {
         self.socket.stream.write_all(message.data())
     }
 
-    fn receive(&mut self) -> Result<Message, Failure> {
-        let mut descriptors = Vec::new();
-        let mut receiving = self.socket.receive_message(0, &mut self.ahead, &mut descriptors);
-        match receiving.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(message) => Ok(message?),
-            // The only thing it waits for is Socket::recvmsg.
-            Poll::Pending => Err(Failure::Lost(anyhow::anyhow!("a read that did not block"))),
+    /// The next message, whatever it is.
+    fn receive(&mut self) -> Result<Incoming, Failure> {
+        let mut bytes = Vec::new();
+        self.read_up_to(message::FIXED, &mut bytes)?;
+        let length = Incoming::length(&bytes).filter(|length| *length <= message::LONGEST);
+        let length = length.ok_or_else(|| Failure::Lost(anyhow::anyhow!("not a message of D-Bus: {bytes:?}")))?;
+        self.read_up_to(length, &mut bytes)?;
+        Ok(Incoming::parse(bytes)?)
+    }
+
+    /// Reads until there are `length` bytes.
+    fn read_up_to(&mut self, length: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+        while let Some(missing) = length.checked_sub(bytes.len()).filter(|missing| *missing > 0) {
+            if self.ahead.is_empty() {
+                let mut buffer = [0; 4096];
+                let length = self.socket.receive(&mut buffer)?;
+                if length == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                self.ahead.extend(buffer.iter().take(length));
+            }
+            bytes.extend(self.ahead.drain(..missing.min(self.ahead.len())));
         }
+        Ok(())
     }
 }
 
@@ -300,14 +307,6 @@ impl Socket {
                 result => return result,
             }
         }
-    }
-}
-
-/// For zbus to read a message by.
-#[async_trait]
-impl ReadHalf for Socket {
-    async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-        Ok((self.receive(buffer)?, Vec::new()))
     }
 }
 

@@ -15,6 +15,7 @@
 //! CGROUP_DELEGATION.md; `slice:prefix:name` is runc's (docs/systemd.md).
 
 mod bus;
+mod message;
 mod name;
 mod placeholder;
 mod properties;
@@ -162,7 +163,7 @@ impl Unit {
         }
         // True: not for longer than until the next boot.
         let answer = manager.call("SetUnitProperties", &(self.name(), true, all.as_slice()));
-        answer.map(drop).map_err(|failure| failure.explain(format!("linux.resources: change unit {}", self.name())))
+        answer.map_err(|failure| failure.explain(format!("linux.resources: change unit {}", self.name())))
     }
 
     /// Stops it, if it is there, and returns once it is gone. What is still in it gets SIGTERM, and SIGKILL later.

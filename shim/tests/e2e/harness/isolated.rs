@@ -60,13 +60,11 @@ fn inside() -> Option<Vec<(String, PathBuf)>> {
 const SYSTEMD: &str = "HYBRID_SYSTEMD";
 
 /// Whether it is to be so.
-#[allow(dead_code, reason = "only the tests through ctr ask")]
 pub fn on_systemd() -> bool {
     std::env::var_os(SYSTEMD).is_some_and(|value| !value.is_empty())
 }
 
 /// The release lines and their folders for a run that is not isolated.
-#[allow(dead_code, reason = "as above")]
 pub fn on_the_host(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     ensure!(Path::new("/run/systemd/system").is_dir(), "{SYSTEMD} is set, and process 1 of this host is not systemd");
     lines(default)
