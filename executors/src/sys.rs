@@ -336,6 +336,13 @@ pub(crate) fn pass_descriptors(command: &mut std::process::Command, pass: Vec<(O
     unsafe { command.pre_exec(place) };
 }
 
+/// getcwd(2) itself: what the kernel says of the current folder, without the null byte.
+pub(crate) fn getcwd(buffer: &mut [u8]) -> Result<&[u8]> {
+    // SAFETY: the buffer is valid for writes of its length.
+    let length = check(unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) })? as usize;
+    Ok(buffer.get(..length.saturating_sub(1)).unwrap_or_default())
+}
+
 /// close_range(2) from `first` to `last`, both included.
 pub(crate) fn close_range(first: RawFd, last: RawFd) -> Result<()> {
     // SAFETY: called in a cloned child that is about to execute a program, where nobody uses the descriptors any more.

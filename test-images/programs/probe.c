@@ -435,6 +435,14 @@ int main(int argc, char **argv) {
         return show_sizes(atoi(first));
     if (HAS("raw", first))
         return raw(atol(first));
+    if (HAS("swap", second))
+        return swap(first, second);
+    if (HAS("peek", first))
+        return peek(first);
+    if (IS("hunt"))
+        return hunt();
+    if (HAS("storm", first))
+        return storm(first);
     if (HAS("eat-in-child", first))
         return eat_in_child(atol(first));
 #endif

@@ -13,6 +13,7 @@
 mod bad_input;
 mod churn;
 mod crash;
+mod cve;
 mod events;
 mod exec;
 mod exec_io;
@@ -24,6 +25,7 @@ mod harness;
 mod hooks;
 mod hooks_life;
 mod hostile;
+mod hostile_image;
 mod info;
 mod io;
 mod isolation;
@@ -79,6 +81,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("protocol", protocol::CASES),
     ("table", table::CASES),
     ("hostile", hostile::CASES),
+    ("hostile_image", hostile_image::CASES),
+    ("cve", cve::CASES),
     ("restart", restart::CASES),
     ("crash", crash::CASES),
     ("churn", churn::CASES),

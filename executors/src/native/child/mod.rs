@@ -28,11 +28,12 @@ use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags};
 use rustix::thread::ThreadNameSpaceType;
 
-use self::identity::{become_user, drop_bounding, hide_memory, write_below, write_proc};
+use self::identity::{become_user, drop_bounding, enter_cwd, hide_memory, write_proc};
 use self::streams::{stdio, terminal};
 use self::tree::{READ_ONLY, WRITABLE, clone_tree, propagation_flags};
 use super::filesystem::make_filesystem;
 use super::step::{Plan, Program, Step};
+use crate::procfs::write_below;
 use crate::sys;
 
 /// What the parent sends to let the child go on.
@@ -90,7 +91,8 @@ struct Context<'a> {
 pub(crate) fn run(plan: &Plan, parent: BorrowedFd<'_>) -> i32 {
     let mut context =
         Context { plan, parent, rootfs: None, attached: None, mask: None, guest_root: None, terminal: None, found: 0 };
-    let failure = match sys::reset_signals() {
+    // The first of all: it is in the container's pid namespace already.
+    let failure = match hide_memory().and_then(|()| sys::reset_signals()) {
         Err(errno) => (0, errno),
         Ok(()) => match run_steps(&mut context) {
             Ok(()) => return FAILED,
@@ -118,10 +120,7 @@ impl<'a> Context<'a> {
             Step::JoinCgroups(files) => files.iter().try_for_each(|tasks| rustix::io::write(tasks, b"0").map(drop)),
             Step::OomScore(score) => write_proc(c"/proc/self/oom_score_adj", score.to_bytes()),
             Step::Session => rustix::process::setsid().map(drop),
-            Step::AwaitMappings => {
-                hide_memory()?;
-                self.await_go()
-            }
+            Step::AwaitMappings => self.await_go(),
             Step::EnterFolder(path) => rustix::process::chdir(path.as_c_str()),
             Step::BecomeRoot => {
                 rustix::thread::set_thread_groups(&[])?;
@@ -132,7 +131,6 @@ impl<'a> Context<'a> {
             }
             Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
             Step::JoinContainer(init, kinds) => {
-                hide_memory()?;
                 rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds)
             }
             Step::Unshare(flags, _) => sys::unshare(*flags),
@@ -225,7 +223,7 @@ impl<'a> Context<'a> {
                 rustix::process::umask(Mode::from_raw_mode(*mask));
                 Ok(())
             }
-            Step::Cwd(path) => rustix::process::chdir(path.as_c_str()),
+            Step::Cwd(path) => enter_cwd(path),
             Step::CwdOf(folder) => rustix::process::fchdir(folder),
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
             Step::Seccomp { program, flags } => sys::seccomp_filter(program, *flags),

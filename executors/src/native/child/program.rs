@@ -33,7 +33,8 @@ impl Context<'_> {
         let (file, pass) = match &plan.program {
             Program::Paths(candidates) => {
                 let Some(path) = candidates.get(self.found) else { return Errno::NOENT };
-                if let Err(errno) = sys::close_range_on_exec(3) {
+                // Closed, not just on execve: the path, or the interpreter that the file names, may lead to them.
+                if let Err(errno) = self.close_all_but(&[]) {
                     return errno;
                 }
                 return sys::execve(path, &plan.argv, &plan.envp);
