@@ -5,9 +5,10 @@ use std::path::Component;
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
-use super::unsupported::{refuse, unsupported, unsupported_of_process};
+use super::unsupported::{refuse, unsupported};
 use crate::error::{Result, bail};
 use crate::hooks;
+use crate::native::scheduling;
 use crate::native::user_namespace::{self, on_host};
 
 /// Checks a whole spec.
@@ -20,12 +21,12 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
         bail!(InvalidArgument, "root.path: empty");
     }
     check_process(process)?;
+    scheduling::check_linux(linux)?;
     check_namespaces(spec, linux)?;
     check_user(process, linux)?;
     check_mounts(spec)?;
     check_devices(linux)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)?;
-    refuse(unsupported_of_process(process))?;
     refuse(unsupported(spec, linux))
 }
 
@@ -61,7 +62,7 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
             bail!(InvalidArgument, "process.rlimits: {}: the soft limit is above the hard one", limit.typ());
         }
     }
-    Ok(())
+    scheduling::check(process)
 }
 
 /// A user namespace needs its mappings, with a root in it; the process's ids must be among those that are mapped.
@@ -263,8 +264,11 @@ mod tests {
                 "linux.namespaces: joining a user",
             ),
             ("/linux/namespaces", json!([{"type": "mount", "path": "/proc/1/ns/mnt"}]), "linux.namespaces: joining"),
-            ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
-            ("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel"),
+            (
+                "/linux/personality",
+                json!({"domain": "LINUX32", "flags": ["ADDR_NO_RANDOMIZE"]}),
+                "linux.personality.flags",
+            ),
             ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "linux.timeOffsets"),
         ];
         for (pointer, value, field) in cases {

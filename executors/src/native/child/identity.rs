@@ -43,8 +43,22 @@ pub(super) fn write_below(directory: BorrowedFd<'_>, path: &CStr, value: &[u8]) 
     rustix::io::write(sys::leak(file), value).map(drop)
 }
 
-/// Writes to a file of the host's /proc: only before this process has joined or made a mount namespace of the container.
+/// Writes to a file of the host's /proc: only while that is in sight.
 pub(super) fn write_proc(path: &CStr, value: &[u8]) -> Result<()> {
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(sys::leak(file), value).map(drop)
+    let file = sys::leak(rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?);
+    // Nothing else may get what is meant for the kernel (CVE-2025-52881).
+    if rustix::fs::fstatfs(file)?.f_type != rustix::fs::PROC_SUPER_MAGIC {
+        return Err(Errno::NODEV);
+    }
+    rustix::io::write(file, value).map(drop)
+}
+
+/// Writes an attribute that this thread has by a security module (proc_pid_attr(5)), in the host's /proc as above.
+pub(super) fn write_attribute(file: &CStr, value: &CStr) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let attributes = sys::leak(rustix::fs::open(c"/proc/thread-self/attr", flags, Mode::empty())?);
+    if rustix::fs::fstatfs(attributes)?.f_type != rustix::fs::PROC_SUPER_MAGIC {
+        return Err(Errno::NODEV);
+    }
+    write_below(attributes, file, value.to_bytes())
 }

@@ -33,7 +33,9 @@ impl Context<'_> {
         let (file, pass) = match &plan.program {
             Program::Paths(candidates) => {
                 let Some(path) = candidates.get(self.found) else { return Errno::NOENT };
-                if let Err(errno) = sys::close_range_on_exec(3) {
+                if !self.closes_on_exec
+                    && let Err(errno) = sys::close_range_on_exec(3)
+                {
                     return errno;
                 }
                 return sys::execve(path, &plan.argv, &plan.envp);

@@ -120,6 +120,30 @@ impl<'a> Context<'a> {
         attach_at(tree, target)
     }
 
+    pub(super) fn make_cwd(&self, path: &CStr) -> Result<()> {
+        match resolve::open_or_make(self.rootfs()?, path, Make::Directory) {
+            Ok(folder) => {
+                sys::leak(folder);
+                Ok(())
+            }
+            // What a magic link leads to is there or not, and looked at when it is entered.
+            Err(Errno::LOOP) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    pub(super) fn enter_cwd(&mut self, path: &CStr, may_fail: bool) -> Result<()> {
+        if !self.in_cwd {
+            match rustix::process::chdir(path) {
+                Err(Errno::ACCESS | Errno::PERM) if may_fail => return Ok(()),
+                result => result?,
+            }
+            self.in_cwd = true;
+        }
+        // A magic link of /proc would lead out by a descriptor of the host's (CVE-2024-21626).
+        if may_fail || sys::cwd_is_reachable()? { Ok(()) } else { Err(Errno::XDEV) }
+    }
+
     /// Opens a path inside the rootfs if it is there.
     pub(super) fn existing(&self, path: &CStr) -> Result<Option<BorrowedFd<'static>>> {
         match resolve::open(self.rootfs()?, path, OFlags::empty()) {
