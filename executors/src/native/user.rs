@@ -49,6 +49,7 @@ pub(super) fn compile(
     let cwd = |may_fail| cstring(process.cwd()).map(|path| Step::Cwd { path, may_fail });
     steps.push(stdio);
     steps.push(cwd(true)?);
+    steps.push(Step::Umask(user.umask().unwrap_or(0o022)));
     if process.no_new_privileges() == Some(true) {
         steps.push(Step::NoNewPrivileges);
     } else {
@@ -63,7 +64,6 @@ pub(super) fn compile(
     steps.push(Step::Ids { uid, gid });
     steps.push(Step::Capabilities { sets: capabilities.sets, ambient: capabilities.ambient });
     steps.push(cwd(false)?);
-    steps.push(Step::Umask(user.umask().unwrap_or(0o022)));
     Ok(())
 }
 

@@ -32,6 +32,8 @@ mod options;
 mod process;
 mod protocol;
 mod restart;
+mod scheduling;
+mod seccomp;
 mod signals;
 mod soak;
 mod stdio;
@@ -57,6 +59,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("process", process::CASES),
     ("isolation", isolation::CASES),
     ("filesystem", filesystem::CASES),
+    ("scheduling", scheduling::CASES),
+    ("seccomp", seccomp::CASES),
     ("signals", signals::CASES),
     ("events", events::CASES),
     ("group", group::CASES),
