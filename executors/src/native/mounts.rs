@@ -68,7 +68,7 @@ fn one(
         return bind(bundle, mount, &options, base, steps);
     }
     if !matches!(fstype, "proc" | "sysfs" | "mqueue" | "cgroup" | "cgroup2") {
-        options.data.extend(selinux::of_mounts(bundle.linux()).map(selinux::context));
+        options.data.extend(selinux::of_mounts(bundle.linux())?);
     }
     match fstype {
         "" | "none" => bail!(InvalidArgument, "type is missing"),
@@ -180,7 +180,7 @@ fn cgroup(
         return Ok(());
     }
     let mut tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned)).unwrap_or_default();
-    tmpfs.data.extend(selinux::of_mounts(bundle.linux()).map(selinux::context));
+    tmpfs.data.extend(selinux::of_mounts(bundle.linux())?);
     let filesystem = NewFilesystem::new("tmpfs", "tmpfs", &tmpfs).or_kind(Kind::Internal, || "options")?;
     let at_root = target(at, Make::Directory, false)?;
     steps.push(if is_mapped(bundle) {

@@ -103,8 +103,11 @@ pub(crate) fn compile(
     user::compile(process, mappings.is_some(), filter.as_ref(), stdio, &mut steps)?;
     let mut plan = program(process, payload, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)?;
     plan.keep_through_hooks();
-    if let Some(label) = selinux::of_mounts(bundle.linux()) {
-        plan.mask.parameters.push((c"context".to_owned(), Some(text(label, "linux.mountLabel")?)));
+    if let Some(label) = selinux::of_mounts(bundle.linux())? {
+        let options = Options { data: vec![label], ..Options::default() };
+        let labelled =
+            NewFilesystem::new("tmpfs", "tmpfs", &options).or_kind(Kind::InvalidArgument, || "linux.mountLabel")?;
+        plan.mask.parameters.extend(labelled.parameters);
     }
     Ok(Compiled { namespaces, plan, console, filter })
 }

@@ -1,4 +1,4 @@
-//! SELinux labels of processes and mounts, where the host has SELinux; elsewhere they are ignored, as with runc.
+//! SELinux labels of processes and mounts. Where the host has no SELinux they are refused, as runc does it.
 //!
 //! Source: OCI runtime spec, config.md "Linux Process" (selinuxLabel), config-linux.md "Mount Label"; proc_pid_attr(5);
 //! mount(8), "context=".
@@ -10,7 +10,7 @@ use oci_spec::runtime::{Linux, Process};
 use super::options::Parameter;
 use super::plan::text;
 use super::step::Step;
-use crate::error::Result;
+use crate::error::{Result, bail};
 
 /// SELINUX_MAGIC (uapi/linux/magic.h).
 const SELINUXFS: u64 = 0xf97c_ff8c;
@@ -36,19 +36,17 @@ pub(super) fn of_keyring(process: &Process) -> Result<Option<Step>> {
 
 fn step(process: &Process, file: &'static std::ffi::CStr) -> Result<Option<Step>> {
     match process.selinux_label().as_deref() {
-        Some(label) if !label.is_empty() && enabled() => {
-            Ok(Some(Step::Label { file, label: text(label, "process.selinuxLabel")? }))
-        }
-        _ => Ok(None),
+        None | Some("") => Ok(None),
+        Some(label) if enabled() => Ok(Some(Step::Label { file, label: text(label, "process.selinuxLabel")? })),
+        Some(label) => bail!(FailedPrecondition, "process.selinuxLabel: {label}: this host has no SELinux"),
     }
 }
 
-/// `linux.mountLabel`, the label of every file in the file systems that are made for the container.
-pub(super) fn of_mounts(linux: &Linux) -> Option<&str> {
-    linux.mount_label().as_deref().filter(|label| !label.is_empty() && enabled())
-}
-
-/// The parameter by which a file system gets that label.
-pub(super) fn context(label: &str) -> Parameter {
-    Parameter::Value("context".to_owned(), label.to_owned())
+/// The parameter by which a file system that is made for the container gets `linux.mountLabel`, the label of all of its files.
+pub(super) fn of_mounts(linux: &Linux) -> Result<Option<Parameter>> {
+    match linux.mount_label().as_deref() {
+        None | Some("") => Ok(None),
+        Some(label) if enabled() => Ok(Some(Parameter::Value("context".to_owned(), label.to_owned()))),
+        Some(label) => bail!(FailedPrecondition, "linux.mountLabel: {label}: this host has no SELinux"),
+    }
 }

@@ -58,8 +58,11 @@ impl Kind {
     }
 }
 
+/// What a test does.
+pub type Body = fn(&Test) -> Result<()>;
+
 /// A test, not yet bound to a containerd.
-pub type Case = CaseOf<fn(&Test) -> Result<()>>;
+pub type Case = CaseOf<Body>;
 
 /// A test whose body is a `B`, which says what it is given.
 #[derive(Clone, Copy)]
@@ -117,6 +120,12 @@ impl<B: Copy> CaseOf<B> {
         self
     }
 
+    /// Whether the test means something for this kind under this runtime on this release line.
+    pub fn runs(&self, kind: Kind, runtime: Runtime, line: &str) -> bool {
+        let newest = LINES.last() == Some(&line);
+        (self.on_newest || !newest) && self.suits(kind, runtime)
+    }
+
     /// Whether the test means something for this kind under this runtime.
     pub fn suits(&self, kind: Kind, runtime: Runtime) -> bool {
         runtime == Runtime::Hybrid || (kind == Kind::Linux && !self.hybrid_only)
@@ -146,12 +155,6 @@ pub enum Turn {
 }
 
 impl Case {
-    /// Whether the test means something for this kind under this runtime on this release line.
-    pub fn runs(&self, kind: Kind, runtime: Runtime, line: &str) -> bool {
-        let newest = LINES.last() == Some(&line);
-        (self.on_newest || !newest) && self.suits(kind, runtime)
-    }
-
     /// Runs the test and looks for what it left behind.
     pub fn run(&self, containerd: &Containerd, kind: Kind, number: usize) -> Result<()> {
         let _turn = self.turn();

@@ -15,6 +15,7 @@ pub mod run;
 pub mod seccomp;
 pub mod spec;
 pub mod stream;
+pub mod suite;
 pub mod task;
 
 pub use case::{Case, Kind, Test};
