@@ -443,6 +443,12 @@ int main(int argc, char **argv) {
         return hunt();
     if (HAS("storm", first))
         return storm(first);
+    if (IS("scheduling"))
+        return show_scheduling();
+    if (HAS("call", second))
+        return call(strcmp(first, "umask") ? atol(first) : SYS_umask, strtoul(second, NULL, 0));
+    if (HAS("call32", second))
+        return call32(atol(first), strtoul(second, NULL, 0));
     if (HAS("eat-in-child", first))
         return eat_in_child(atol(first));
 #endif

@@ -9,7 +9,7 @@ use std::process::Command;
 const FLAGS: [&str; 6] = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,--strip-all"];
 
 /// Those of both kinds.
-const PROBE: [&str; 3] = ["probe.c", "terminal.c", "memory.c"];
+const PROBE: [&str; 4] = ["probe.c", "terminal.c", "memory.c", "kernel.c"];
 
 /// The probe as a statically linked Linux program.
 pub(crate) fn linux() -> Result<Vec<u8>> {

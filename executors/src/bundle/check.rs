@@ -5,10 +5,11 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Spec};
 
-use super::unsupported::{refuse, unsupported, unsupported_of_process};
+use super::unsupported::{refuse, unsupported};
 use crate::error::{Result, bail};
 use crate::hooks;
 use crate::native::mounts::may_be_in_proc;
+use crate::native::scheduling;
 use crate::native::user_namespace::{self, on_host};
 
 /// Checks a whole spec.
@@ -21,12 +22,12 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
         bail!(InvalidArgument, "root.path: empty");
     }
     check_process(process)?;
+    scheduling::check_linux(linux)?;
     check_namespaces(spec, linux)?;
     check_user(process, linux)?;
     check_mounts(spec)?;
     check_devices(linux)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)?;
-    refuse(unsupported_of_process(process))?;
     refuse(unsupported(spec, linux))
 }
 
@@ -66,7 +67,7 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
             bail!(InvalidArgument, "process.rlimits: {}: the soft limit is above the hard one", limit.typ());
         }
     }
-    Ok(())
+    scheduling::check(process)
 }
 
 /// As many ranges as the kernel maps in a user namespace (user_namespaces(7)).
@@ -169,7 +170,12 @@ fn check_mounts(spec: &Spec) -> Result<()> {
 fn check_proc(mount: &Mount) -> Result<()> {
     let mut at = PathBuf::new();
     for component in mount.destination().components() {
-        if component == Component::ParentDir { at.pop() } else { at.push(component); true };
+        if component == Component::ParentDir {
+            at.pop()
+        } else {
+            at.push(component);
+            true
+        };
     }
     if at == Path::new("/proc") {
         let options = mount.options().as_deref().unwrap_or_default();
@@ -299,8 +305,11 @@ mod tests {
                 "linux.namespaces: joining a user",
             ),
             ("/linux/namespaces", json!([{"type": "mount", "path": "/proc/1/ns/mnt"}]), "linux.namespaces: joining"),
-            ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
-            ("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel"),
+            (
+                "/linux/personality",
+                json!({"domain": "LINUX32", "flags": ["ADDR_NO_RANDOMIZE"]}),
+                "linux.personality.flags",
+            ),
             ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "linux.timeOffsets"),
         ];
         for (pointer, value, field) in cases {

@@ -36,6 +36,8 @@ mod options;
 mod process;
 mod protocol;
 mod restart;
+mod scheduling;
+mod seccomp;
 mod signals;
 mod soak;
 mod stdio;
@@ -58,6 +60,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("process", process::CASES),
     ("isolation", isolation::CASES),
     ("filesystem", filesystem::CASES),
+    ("scheduling", scheduling::CASES),
+    ("seccomp", seccomp::CASES),
     ("signals", signals::CASES),
     ("events", events::CASES),
     ("group", group::CASES),

@@ -49,16 +49,20 @@ fn outcomes(stdout: &str) -> BTreeMap<&str, &str> {
 
 /// A copy of the shim waits in sight of another container with the same user and capabilities.
 pub fn memory_of_the_shim(test: &Test) -> Result<()> {
-    beside_a_created_init(test, |_| (), |spy, pid| {
-        let seen = spy.exec("peek", &["peek", pid])?.run()?.exits(0)?;
-        let outcomes = outcomes(&seen.stdout);
-        ensure!(outcomes.len() == 8, "{seen}");
-        ensure!(outcomes.values().all(|outcome| *outcome == "Permission denied"), "{seen}");
-        // Of itself it sees all of it.
-        let own = spy.exec("own", &["peek", "self"])?.run()?.exits(0)?;
-        ensure!(own.lines().contains(&"mem ok") && own.lines().contains(&"exe ok"), "{own}");
-        Ok(())
-    })
+    beside_a_created_init(
+        test,
+        |_| (),
+        |spy, pid| {
+            let seen = spy.exec("peek", &["peek", pid])?.run()?.exits(0)?;
+            let outcomes = outcomes(&seen.stdout);
+            ensure!(outcomes.len() == 8, "{seen}");
+            ensure!(outcomes.values().all(|outcome| *outcome == "Permission denied"), "{seen}");
+            // Of itself it sees all of it.
+            let own = spy.exec("own", &["peek", "self"])?.run()?.exits(0)?;
+            ensure!(own.lines().contains(&"mem ok") && own.lines().contains(&"exe ok"), "{own}");
+            Ok(())
+        },
+    )
 }
 
 /// One that is allowed to look finds a program that it can't change.
@@ -226,8 +230,13 @@ pub fn proc_of_the_image(test: &Test) -> Result<()> {
     const SYSCTL: &str = "net/ipv4/ip_unprivileged_port_start";
     let (canary, root) = (Canary::new(test.containerd)?, rootfs(test)?);
     let faked = [
-        "self/oom_score_adj", "self/attr/exec", "self/attr/apparmor/exec", "self/uid_map", "self/gid_map",
-        "self/setgroups", &format!("sys/{SYSCTL}"),
+        "self/oom_score_adj",
+        "self/attr/exec",
+        "self/attr/apparmor/exec",
+        "self/uid_map",
+        "self/gid_map",
+        "self/setgroups",
+        &format!("sys/{SYSCTL}"),
     ];
     for name in faked {
         root.link(&format!("proc/{name}"), canary.file())?;
