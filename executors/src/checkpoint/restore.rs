@@ -70,9 +70,15 @@ impl Restorable {
             bail!(Unimplemented, "a WebAssembly container cannot be restored from a checkpoint");
         }
         make_targets(&bundle, &rootfs)?;
-        let cgroup = Cgroup::create(&bundle)?;
-        let filter = bundle.linux().seccomp().as_ref().map(Filter::new).transpose()?.flatten();
-        let joining = Joining::new(&bundle, filter, options).of_restored();
+        let cgroup = Cgroup::create(&bundle, options.systemd_cgroup)?;
+        if cgroup.is_unit() && !cgroup.v2() {
+            bail!(
+                Unimplemented,
+                "SystemdCgroup: not done on cgroup v1 for a container that is restored from a checkpoint"
+            );
+        }
+        let filter = Filter::of(&bundle)?;
+        let joining = Joining::new(&bundle, filter, options)?.of_restored();
         let rootfs = rootfs.attach(bundle.path().join("rootfs"))?;
         let (images, criu) = (images.to_owned(), criu.clone());
         Ok(Restorable { choice, bundle, cgroup, rootfs, joining, images, streams, criu, program })
@@ -122,6 +128,7 @@ impl Restorable {
         let Some(child) = answer.init.and_then(|init| init.finish()) else {
             bail!(Internal, "criu has restored no process");
         };
+        cgroup.settled();
         let console = answer.terminal.map(Console::from_master).transpose();
         // From here on dropping it ends the container.
         let init = Process::new(child, None, None);

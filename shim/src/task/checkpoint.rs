@@ -13,7 +13,7 @@ use super::{precondition, supervise_init};
 use crate::engine::Restorable;
 use crate::stdio::{self, Prepared};
 use containerd_shim_protos::events::task::TaskCheckpointed;
-use executors::{CheckpointOptions, Criu, Exit, Result, Stdio, host};
+use executors::{CheckpointOptions, Criu, Exit, Result, Stdio};
 use nix::libc::SIGKILL;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -65,7 +65,7 @@ impl Tasks {
         event.checkpoint = options.images.to_string_lossy().into_owned();
         task.dump(options, criu).await.map_err(|error| error.context("checkpoint"))?;
         self.events.publish(&event);
-        host::settle_memory();
+        self.activity.notify_one();
         Ok(())
     }
 
@@ -117,7 +117,7 @@ impl Tasks {
             log::warn!(id = task.id.as_str(); "{error:#}");
         }
         tokio::spawn(supervise_init(task.clone(), exit, self.events.clone()));
-        host::settle_memory();
+        self.activity.notify_one();
         Ok(())
     }
 

@@ -6,12 +6,15 @@
 //! - `HYBRID_CONTAINERD`: the release lines to test with, such as `1.6,2.x`; each that can be had when not set.
 //! - `HYBRID_RUNTIME`: `io.containerd.runc.v2` runs the tests against runc's shim, which tests the tests.
 //! - `HYBRID_SHIM`: another binary than the one cargo has just built.
+//! - `HYBRID_SYSTEMD`: anything runs the tests of the systemd cgroup driver, and no others, on the host itself, whose process
+//!   1 has to be systemd; without it they are skipped.
 #![forbid(unsafe_code)]
 
 mod bad_input;
 mod checkpoint;
 mod churn;
 mod crash;
+mod cve;
 mod events;
 mod exec;
 mod exec_io;
@@ -23,6 +26,7 @@ mod harness;
 mod hooks;
 mod hooks_life;
 mod hostile;
+mod hostile_image;
 mod info;
 mod io;
 mod isolation;
@@ -33,9 +37,12 @@ mod options;
 mod process;
 mod protocol;
 mod restart;
+mod scheduling;
+mod seccomp;
 mod signals;
 mod soak;
 mod stdio;
+mod systemd;
 mod table;
 mod telemetry;
 mod terminal;
@@ -54,6 +61,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("process", process::CASES),
     ("isolation", isolation::CASES),
     ("filesystem", filesystem::CASES),
+    ("scheduling", scheduling::CASES),
+    ("seccomp", seccomp::CASES),
     ("signals", signals::CASES),
     ("events", events::CASES),
     ("group", group::CASES),
@@ -67,6 +76,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("logger", logger::CASES),
     ("lifecycle", lifecycle::CASES),
     ("oom", oom::CASES),
+    ("systemd", systemd::CASES),
     ("options", options::CASES),
     ("checkpoint", checkpoint::CASES),
     ("info", info::CASES),
@@ -77,6 +87,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("protocol", protocol::CASES),
     ("table", table::CASES),
     ("hostile", hostile::CASES),
+    ("hostile_image", hostile_image::CASES),
+    ("cve", cve::CASES),
     ("restart", restart::CASES),
     ("crash", crash::CASES),
     ("churn", churn::CASES),
