@@ -78,14 +78,14 @@ impl Console {
     }
 }
 
-/// The size that the spec wants (`process.consoleSize`).
+/// The size that the spec wants (`process.consoleSize`); as with runc none where one side of it is 0.
 pub(crate) fn size(process: &Process) -> Result<Option<Winsize>> {
     let Some(size) = process.console_size() else { return Ok(None) };
     let number = |field: &'static str, number: u64| {
         u16::try_from(number).or_kind(Kind::InvalidArgument, || format!("process.consoleSize.{field}: {number}"))
     };
     let (ws_row, ws_col) = (number("height", size.height())?, number("width", size.width())?);
-    Ok(Some(Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }))
+    Ok((ws_row != 0 && ws_col != 0).then_some(Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }))
 }
 
 /// Master and slave of a new terminal in a devpts; ENODEV for a folder of another file system. System calls only: a child

@@ -67,7 +67,7 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &Cr
     let cgroup = Cgroup::create(&bundle, options.systemd_cgroup)?;
     let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
     let Compiled { namespaces, plan, console, filter } = compiled;
-    let joining = Joining::new(&bundle, filter, options);
+    let joining = Joining::new(&bundle, filter, options)?;
     let init = launch(plan, &namespaces, &cgroup, console, |pid, pidfd| {
         poststop.due();
         let beside = Beside { pid, pidfd, joining: &joining, cgroup: &cgroup };

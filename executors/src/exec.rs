@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use oci_spec::runtime::Process as ProcessSpec;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
-use crate::bundle::{self, check_process, from_json, refuse, unsupported_of_process};
+use crate::bundle::{self, check_process, read_with_process};
 use crate::console::Console;
 use crate::container::Container;
 use crate::dispatch::{self, Entrypoint, Executor};
@@ -18,6 +18,7 @@ use crate::error::{OrKind, Result, bail};
 use crate::native::environment::environment;
 use crate::native::launch::exec;
 use crate::native::plan::Payload;
+use crate::native::scheduling::{Affinity, BoundThread};
 use crate::native::user;
 use crate::process::Process;
 use crate::{Kind, Stdio, wasm};
@@ -31,9 +32,8 @@ impl ExecSpec {
     /// # Errors
     /// InvalidArgument for what is wrong, Unimplemented for what hybrid doesn't do; both with the name of the field.
     pub fn parse(json: &[u8]) -> Result<ExecSpec> {
-        let process: ProcessSpec = from_json(json, "process")?;
+        let process: ProcessSpec = read_with_process(json, "process", "")?;
         check_process(&process)?;
-        refuse(unsupported_of_process(&process))?;
         Ok(ExecSpec(process))
     }
 }
@@ -72,6 +72,7 @@ impl Container {
         let environment = environment(&process, root.as_fd());
         drop(root);
         let plan = self.joining.compile(&process, &environment, init, &self.cgroup, stdio, payload)?;
+        let _bound = Affinity::of(&process)?.initial.as_ref().map(BoundThread::to).transpose()?;
         let pid_namespace = self.joining.pid_namespace().then_some(init);
         exec(plan, pid_namespace, &self.cgroup.births_beside(self.init.pid())?, console)
     }
@@ -123,7 +124,7 @@ mod tests {
         for (field, value, kind) in [
             ("args", json!([]), Kind::InvalidArgument),
             ("cwd", json!("relative"), Kind::InvalidArgument),
-            ("selinuxLabel", json!("a:b:c"), Kind::Unimplemented),
+            ("ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 8}), Kind::InvalidArgument),
         ] {
             let mut bad = good.clone();
             bad[field] = value;

@@ -3,6 +3,7 @@
 //! Source: OCI runtime spec 1.3, bundle.md, config.md and config-linux.md.
 
 mod check;
+mod tolerant;
 mod unsupported;
 
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 use serde::de::DeserializeOwned;
 
 pub(crate) use self::check::check_process;
-pub(crate) use self::unsupported::{refuse, unsupported_of_process};
+pub(crate) use self::tolerant::read_with_process;
 use crate::Kind;
 use crate::error::{Error, OrKind, Result, bail};
 
@@ -34,7 +35,8 @@ impl Bundle {
     pub fn open(id: &str, path: &Path) -> Result<Bundle> {
         let config = path.join("config.json");
         let text = read(&config)?;
-        let spec: Spec = from_json(&text, "").map_err(|e| e.context(format!("parse {}", config.display())))?;
+        let spec: Spec =
+            read_with_process(&text, "", "/process").map_err(|e| e.context(format!("parse {}", config.display())))?;
         check::check(&spec).map_err(|e| e.context(config.display().to_string()))?;
         Ok(Bundle { id: id.to_owned(), path: path.to_owned(), spec })
     }

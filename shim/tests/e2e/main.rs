@@ -13,6 +13,7 @@
 mod bad_input;
 mod churn;
 mod crash;
+mod cve;
 mod events;
 mod exec;
 mod exec_io;
@@ -24,6 +25,7 @@ mod harness;
 mod hooks;
 mod hooks_life;
 mod hostile;
+mod hostile_image;
 mod info;
 mod io;
 mod isolation;
@@ -34,6 +36,8 @@ mod options;
 mod process;
 mod protocol;
 mod restart;
+mod scheduling;
+mod seccomp;
 mod signals;
 mod soak;
 mod stdio;
@@ -56,6 +60,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("process", process::CASES),
     ("isolation", isolation::CASES),
     ("filesystem", filesystem::CASES),
+    ("scheduling", scheduling::CASES),
+    ("seccomp", seccomp::CASES),
     ("signals", signals::CASES),
     ("events", events::CASES),
     ("group", group::CASES),
@@ -79,6 +85,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("protocol", protocol::CASES),
     ("table", table::CASES),
     ("hostile", hostile::CASES),
+    ("hostile_image", hostile_image::CASES),
+    ("cve", cve::CASES),
     ("restart", restart::CASES),
     ("crash", crash::CASES),
     ("churn", churn::CASES),
