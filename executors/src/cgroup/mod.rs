@@ -11,7 +11,7 @@ mod limits;
 mod on_the_kernel;
 pub(crate) mod oom;
 pub mod stats;
-mod systemd;
+pub(crate) mod systemd;
 mod update;
 
 use std::collections::HashSet;
@@ -106,7 +106,7 @@ impl Cgroup {
         cgroup.refuse_frozen()?;
         let settings = limits::settings(resources, cgroup.groups.v2())?;
         if let Some(unit) = &cgroup.unit {
-            let placeholder = unit.start(bundle.id(), &settings, resources, cgroup.v2())?;
+            let placeholder = unit.start(bundle, &settings, cgroup.v2())?;
             cgroup.single = limits::leave_one_process(&settings);
             cgroup.placeholder = Mutex::new(placeholder);
         }

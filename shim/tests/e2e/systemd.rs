@@ -1,6 +1,7 @@
 //! The systemd cgroup driver. Only where systemd is process 1, on the host itself: see main.rs; elsewhere all but the last
 //! are skipped.
 use crate::harness::direct::refused;
+use crate::harness::hooks::Hooks;
 use crate::harness::leaks::Process;
 use crate::harness::spec::Spec;
 use crate::harness::task::Task;
@@ -79,6 +80,25 @@ pub const CASES: &[Case] = &[
         let task = running(test, &["exit", "7"])?;
         task.wait().context("Wait")?;
         crashed(task, test, if test.runtime() == Runtime::Runc { 137 } else { 7 })
+    })
+    .on_systemd(),
+    Case::new("poststop_hooks_of_an_ended_init", |test| {
+        let hooks = Hooks::new(test)?;
+        let spec =
+            hooks.add(unit(test, "system.slice", &["exit", "7"])?, json!({"poststop": [hooks.host("last", &[])]}))?;
+        let task = created(test, spec)?;
+        task.start().context("Start")?;
+        task.wait().context("Wait")?;
+        let shim = task.connected().context("Connect")?.shim_pid;
+        Process::of(shim).context("the shim has ended")?.kill()?;
+        for _ in 0..2 {
+            // Without its cgroup, which is gone by now, and once.
+            task.direct.delete()?;
+            hooks.ran(&["last"])?;
+        }
+        no_unit_of(test)?;
+        task.direct.remove()?;
+        hooks.remove()
     })
     .on_systemd(),
     Case::new("killed_shim_without_a_path", |test| {

@@ -14,22 +14,25 @@
 //! Source: config-linux.md "Cgroups Path"; org.freedesktop.systemd1(5), systemd.scope(5), systemd.slice(5) and systemd's
 //! CGROUP_DELEGATION.md; `slice:prefix:name` is runc's (docs/systemd.md).
 
+pub(crate) mod annotations;
 mod bus;
 mod message;
 mod name;
 mod placeholder;
 mod properties;
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use oci_spec::runtime::LinuxResources;
 use zbus::zvariant::Value;
 
+use self::annotations::Named;
 use self::bus::{Failure, Manager};
 pub(super) use self::name::Unit;
 use self::properties::{Host, Property};
 use super::limits::Setting;
 use crate::Kind;
+use crate::bundle::Bundle;
 use crate::error::{Error, Result, bail};
 use crate::process::Unfinished;
 
@@ -58,30 +61,28 @@ impl Unit {
     ///
     /// # Errors
     /// There is no unit then that was not there before: FailedPrecondition when there is one of that name already.
-    pub fn start(
-        &self,
-        id: &str,
-        settings: &[Setting],
-        resources: Option<&LinuxResources>,
-        v2: bool,
-    ) -> Result<Option<Unfinished>> {
+    pub fn start(&self, bundle: &Bundle, settings: &[Setting], v2: bool) -> Result<Option<Unfinished>> {
+        let none = HashMap::new();
+        let further = annotations::properties(bundle.spec().annotations().as_ref().unwrap_or(&none))?;
         let placeholder = if self.is_slice() { None } else { Some(placeholder::make()?) };
         let mut manager = Manager::connect()?;
         let host = Host { v2, version: self.version(&mut manager, settings)?, period: None };
-        let mut all = self.properties(id, v2);
+        let mut all = self.properties(bundle.id(), v2);
         if let Some(pid) = placeholder.as_ref().and_then(Unfinished::get).map(|child| child.pid) {
             all.push(("PIDs", Value::from(vec![pid])));
         }
         all.extend(properties::of_new(settings, &host));
         if !v2 {
+            let resources = bundle.linux().resources().as_ref();
             let devices = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
             all.extend(properties::of_devices(&super::devices::rules(devices)));
         }
+        let all = all.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(further).collect::<Vec<_>>();
         self.start_with(&mut manager, &all)?;
         Ok(placeholder)
     }
 
-    fn start_with(&self, manager: &mut Manager, properties: &[Property]) -> Result<()> {
+    fn start_with(&self, manager: &mut Manager, properties: &[Named]) -> Result<()> {
         const NO_OTHERS: [(&str, Vec<Property>); 0] = [];
         let name = self.name();
         let body = (name, "replace", properties, &NO_OTHERS[..]);
@@ -152,6 +153,9 @@ impl Unit {
         v2: bool,
         period: Option<u64>,
     ) -> Result<()> {
+        if settings.is_empty() && devices.is_none() {
+            return Ok(());
+        }
         let mut manager = Manager::connect()?;
         let host = Host { v2, version: self.version(&mut manager, settings)?, period };
         let mut all = properties::of_changed(settings, &host);
