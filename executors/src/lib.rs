@@ -18,6 +18,9 @@ mod dispatch;
 mod error;
 mod exec;
 mod features;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hooks;
 pub mod host;
 mod native;

@@ -132,7 +132,8 @@ fn stacked(requests: &[RootfsMount], at: &Path) -> Result<OwnedFd> {
     let mut mounted = Stack { at, count: 0 };
     for request in requests {
         let options = parse(request)?;
-        let describe = || format!("mount {} {:?} at {}{}", request.fstype, request.source, at.display(), request.target);
+        let describe =
+            || format!("mount {} {:?} at {}{}", request.fstype, request.source, at.display(), request.target);
         let folder = inside(at, &request.target)?;
         let target = format!("/proc/self/fd/{}", folder.as_raw_fd());
         if request.fstype == "bind" || options.bind.is_some() {
@@ -271,9 +272,9 @@ mod tests {
         std::os::unix::fs::symlink("/a", root.join("absolute")).unwrap();
         std::os::unix::fs::symlink("../../../a", root.join("climbing")).unwrap();
         std::os::unix::fs::symlink("/proc/self/root", root.join("magic")).unwrap();
-        let path = |target| inside(&root, target).map(|fd| {
-            std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap()
-        });
+        let path = |target| {
+            inside(&root, target).map(|fd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap())
+        };
         assert_eq!(path("").unwrap(), root);
         for target in ["/a/b", "absolute/b", "climbing/b"] {
             assert_eq!(path(target).unwrap(), root.join("a/b"), "{target}");

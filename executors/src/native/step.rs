@@ -181,6 +181,9 @@ pub(crate) enum Step {
     /// Report that everything is ready, and wait for the start.
     AwaitStart,
     Exec,
+    /// A step that fails in place of this one.
+    #[cfg(test)]
+    Failing(Box<Step>),
 }
 
 impl Step {
@@ -269,6 +272,8 @@ impl fmt::Display for Step {
             Step::AwaitHooks { .. } => write!(f, "wait for the hooks"),
             Step::AwaitStart => write!(f, "wait for the start"),
             Step::Exec => write!(f, "execve"),
+            #[cfg(test)]
+            Step::Failing(step) => step.fmt(f),
         }
     }
 }

@@ -12,7 +12,8 @@ use std::path::Path;
 pub const CASES: &[Case] = &[
     Case::new("by_ctr", |test| {
         let canary = Canary::of_the_hostile_image()?;
-        let output = test.run_image("hostile", &["/bin/probe", "storm", &canary.file().display().to_string()]).done()?;
+        let output =
+            test.run_image("hostile", &["/bin/probe", "storm", &canary.file().display().to_string()]).done()?;
         calm(&output.stdout)?;
         canary.unharmed()
     }),
@@ -62,7 +63,13 @@ fn arguments(test: &Test, canary: &Canary) -> [String; 3] {
 }
 
 /// A container of the image with these arguments, run to its end if it is not refused.
-fn run(test: &Test, id: &str, root: &Volume, terminal: bool, change: impl FnOnce(&mut Spec) -> Result<()>) -> Result<()> {
+fn run(
+    test: &Test,
+    id: &str,
+    root: &Volume,
+    terminal: bool,
+    change: impl FnOnce(&mut Spec) -> Result<()>,
+) -> Result<()> {
     let canary = Canary::of_the_hostile_image()?;
     let arguments = arguments(test, &canary);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
@@ -85,7 +92,8 @@ fn run(test: &Test, id: &str, root: &Volume, terminal: bool, change: impl FnOnce
 /// With the image's own /dev, /proc and /sys in place of the kernel's, and with and without a terminal.
 fn all(test: &Test, change: Change) -> Result<()> {
     let root = image(test)?;
-    let folders: [&[&str]; 6] = [&[], &["/dev"], &["/dev/pts"], &["/proc"], &["/sys"], &["/dev", "/proc", "/sys", "/run"]];
+    let folders: [&[&str]; 6] =
+        [&[], &["/dev"], &["/dev/pts"], &["/proc"], &["/sys"], &["/dev", "/proc", "/sys", "/run"]];
     for (number, folders) in folders.into_iter().enumerate() {
         for terminal in [false, true] {
             let id = test.other(&format!("{number}{terminal}"));
@@ -119,7 +127,8 @@ fn targets(test: &Test, change: Change) -> Result<()> {
             run(test, &test.other(&format!("{number}x{which}")), &root, false, |spec| {
                 change(spec)?;
                 spec.value["linux"]["maskedPaths"] = json!([at, "/proc/keys", "/etc/passwd", "/etc/hosts"]);
-                spec.value["linux"]["readonlyPaths"] = json!(["/proc/sys", deeper, "/etc/resolv.conf", "/sys/firmware"]);
+                spec.value["linux"]["readonlyPaths"] =
+                    json!(["/proc/sys", deeper, "/etc/resolv.conf", "/sys/firmware"]);
                 spec.value["linux"]["devices"] = json!([{"path": deeper, "type": "c", "major": 1, "minor": 5}]);
                 spec.value["mounts"].as_array_mut().context("mounts")?.push(mount);
                 Ok(())
@@ -172,8 +181,16 @@ fn exec(test: &Test, change: Change) -> Result<()> {
         exec.delete().context("Delete")?;
         Ok(output)
     };
-    let links = ["/etc/passwd", "/etc/resolv.conf", "/root/file", "/target-up/../file", "/target-process/../file",
-        "/cwd-root/run/hybrid-canary/file", "/srv/../../../../run/hybrid-canary/file", "/dev/fd/run/hybrid-canary/file"];
+    let links = [
+        "/etc/passwd",
+        "/etc/resolv.conf",
+        "/root/file",
+        "/target-up/../file",
+        "/target-process/../file",
+        "/cwd-root/run/hybrid-canary/file",
+        "/srv/../../../../run/hybrid-canary/file",
+        "/dev/fd/run/hybrid-canary/file",
+    ];
     for link in links {
         one(&["write", link, "written"], "/", false)?;
     }
@@ -184,7 +201,11 @@ fn exec(test: &Test, change: Change) -> Result<()> {
                 calm(&text.replace('\r', "")).with_context(|| format!("in {cwd}"))?;
             }
         } else {
-            one(&["write", Path::new("../../../..").join(&file[1..]).to_str().unwrap_or_default(), "w"], cwd, terminal)?;
+            one(
+                &["write", Path::new("../../../..").join(&file[1..]).to_str().unwrap_or_default(), "w"],
+                cwd,
+                terminal,
+            )?;
         }
     }
     canary.unharmed()?;

@@ -130,9 +130,7 @@ impl<'a> Context<'a> {
                 rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             }
             Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
-            Step::JoinContainer(init, kinds) => {
-                rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds)
-            }
+            Step::JoinContainer(init, kinds) => rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds),
             Step::Unshare(flags, _) => sys::unshare(*flags),
             Step::Keyring(name) => match sys::join_session_keyring(name) {
                 // A kernel without keyrings has nothing to keep apart.
@@ -237,6 +235,8 @@ impl<'a> Context<'a> {
                 self.pause(READY)
             }
             Step::Exec => Err(self.exec()),
+            #[cfg(test)]
+            Step::Failing(_) => Err(Errno::NOTRECOVERABLE),
         }
     }
 

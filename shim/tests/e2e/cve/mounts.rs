@@ -54,12 +54,7 @@ pub fn on_proc(test: &Test) -> Result<()> {
 }
 
 /// A volume, at `/volume`, in which a second container swaps a folder for a link that leads to the canary.
-fn swapping<'a>(
-    test: &Test<'a>,
-    volume: &Volume,
-    name: &str,
-    link: &Path,
-) -> Result<crate::harness::task::Task<'a>> {
+fn swapping<'a>(test: &Test<'a>, volume: &Volume, name: &str, link: &Path) -> Result<crate::harness::task::Task<'a>> {
     volume.link("link", link)?;
     attacker(test, &["swap", &format!("/volume/{name}"), "/volume/link"], |spec| {
         if let Some(mounts) = spec["mounts"].as_array_mut() {
@@ -123,8 +118,11 @@ fn is_a_symlink(test: &Test, name: &str) -> Result<()> {
     let root = rootfs(test)?;
     root.folder("data/proc")?;
     let outside = canary.folder().join("folder");
-    for (number, target) in ["/data/proc", "data/proc", "/", "..", name, "/proc/self/fd/3"].into_iter().map(Path::new)
-        .chain([outside.as_path()]).enumerate()
+    for (number, target) in ["/data/proc", "data/proc", "/", "..", name, "/proc/self/fd/3"]
+        .into_iter()
+        .map(Path::new)
+        .chain([outside.as_path()])
+        .enumerate()
     {
         root.link(name, target)?;
         let id = test.other(&number.to_string());
@@ -144,14 +142,20 @@ pub fn proc_is_swapped(test: &Test) -> Result<()> {
     for number in 0..TRIES {
         let id = test.other(&number.to_string());
         let spec = spec(test, &id, &["pause"])?.set("/root/path", json!(root.path()))?;
-        attempt(test, &id, &spec, |_| (), |_, pid| {
-            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).context("reading its mountinfo")?;
-            let at = |path: &str| mounts.lines().any(|line| line.split(' ').nth(4) == Some(path));
-            // What it was called is what it is called now, a moment later.
-            ensure!(at("/proc") || at("/link"), "no procfs:\n{mounts}");
-            ensure!(!mounts.lines().any(|line| line.contains(" /data/proc ")), "procfs elsewhere:\n{mounts}");
-            Ok(())
-        })?;
+        attempt(
+            test,
+            &id,
+            &spec,
+            |_| (),
+            |_, pid| {
+                let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).context("reading its mountinfo")?;
+                let at = |path: &str| mounts.lines().any(|line| line.split(' ').nth(4) == Some(path));
+                // What it was called is what it is called now, a moment later.
+                ensure!(at("/proc") || at("/link"), "no procfs:\n{mounts}");
+                ensure!(!mounts.lines().any(|line| line.contains(" /data/proc ")), "procfs elsewhere:\n{mounts}");
+                Ok(())
+            },
+        )?;
         canary.unharmed()?;
     }
     attacker.end()
@@ -159,7 +163,10 @@ pub fn proc_is_swapped(test: &Test) -> Result<()> {
 
 /// Whether a path in the container is a device of these numbers.
 fn device(pid: u32, path: &str) -> Result<Option<(u32, u32)>> {
-    let meta = fs::symlink_metadata(inside(pid, path)).with_context(|| format!("looking at its {path}"))?;
+    let meta = match fs::symlink_metadata(inside(pid, path)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        meta => meta.with_context(|| format!("looking at its {path}"))?,
+    };
     let number = meta.rdev();
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
     Ok(meta.file_type().is_char_device().then_some((major, minor)))
@@ -185,8 +192,11 @@ fn masked(pid: u32) -> Result<()> {
 pub fn null_is_a_symlink(test: &Test) -> Result<()> {
     let canary = Canary::new(test.containerd)?;
     let root = rootfs(test)?;
-    for (number, target) in ["/proc/sys/kernel/core_pattern", "/etc/passwd", "null"].into_iter().map(Path::new)
-        .chain([canary.file().as_path()]).enumerate()
+    for (number, target) in ["/proc/sys/kernel/core_pattern", "/etc/passwd", "null"]
+        .into_iter()
+        .map(Path::new)
+        .chain([canary.file().as_path()])
+        .enumerate()
     {
         root.link("dev/null", target)?;
         let id = test.other(&number.to_string());
@@ -238,7 +248,8 @@ pub fn console_is_a_symlink(test: &Test) -> Result<()> {
     let canary = Canary::new(test.containerd)?;
     let root = rootfs(test)?;
     for (number, target) in TO_CONSOLE.into_iter().map(Path::new).chain([canary.file().as_path()]).enumerate() {
-        for (name, devpts) in [("dev/console", true), ("dev/console", false), ("dev/pts/0", false), ("dev/ptmx", false)] {
+        for (name, devpts) in [("dev/console", true), ("dev/console", false), ("dev/pts/0", false), ("dev/ptmx", false)]
+        {
             root.folder("dev/pts")?;
             root.link(name, target)?;
             let id = test.other(&format!("{number}{}{devpts}", name.replace('/', "-")));
@@ -259,8 +270,8 @@ pub fn console_is_a_symlink(test: &Test) -> Result<()> {
 
 pub fn console_is_swapped(test: &Test) -> Result<()> {
     let canary = Canary::new(test.containerd)?;
-    for (round, target) in ["/proc/sysrq-trigger", "/etc/passwd"].into_iter().map(Path::new)
-        .chain([canary.file().as_path()]).enumerate()
+    for (round, target) in
+        ["/proc/sysrq-trigger", "/etc/passwd"].into_iter().map(Path::new).chain([canary.file().as_path()]).enumerate()
     {
         let (volume, root) = (Volume::new(test.containerd)?, rootfs(test)?);
         volume.file("console", "")?;
@@ -293,6 +304,8 @@ pub fn target_in_the_rootfs(test: &Test) -> Result<()> {
             ..Default::default()
         };
         let mounts = vec![mount(root.path(), ""), mount(&source.path().join(FOLDER), "link")];
+        // Where the way leads.
+        without(&mut spec, &["/run"])?;
         spec = spec.set("/root/path", json!("rootfs"))?;
         let change = |request: &mut containerd_shim_protos::api::CreateTaskRequest| {
             fs::create_dir(Path::new(&request.bundle).join("rootfs")).unwrap_or_default();

@@ -49,16 +49,20 @@ fn outcomes(stdout: &str) -> BTreeMap<&str, &str> {
 
 /// A copy of the shim waits in sight of another container with the same user and capabilities.
 pub fn memory_of_the_shim(test: &Test) -> Result<()> {
-    beside_a_created_init(test, |_| (), |spy, pid| {
-        let seen = spy.exec("peek", &["peek", pid])?.run()?.exits(0)?;
-        let outcomes = outcomes(&seen.stdout);
-        ensure!(outcomes.len() == 8, "{seen}");
-        ensure!(outcomes.values().all(|outcome| *outcome == "Permission denied"), "{seen}");
-        // Of itself it sees all of it.
-        let own = spy.exec("own", &["peek", "self"])?.run()?.exits(0)?;
-        ensure!(own.lines().contains(&"mem ok") && own.lines().contains(&"exe ok"), "{own}");
-        Ok(())
-    })
+    beside_a_created_init(
+        test,
+        |_| (),
+        |spy, pid| {
+            let seen = spy.exec("peek", &["peek", pid])?.run()?.exits(0)?;
+            let outcomes = outcomes(&seen.stdout);
+            ensure!(outcomes.len() == 8, "{seen}");
+            ensure!(outcomes.values().all(|outcome| *outcome == "Permission denied"), "{seen}");
+            // Of itself it sees all of it.
+            let own = spy.exec("own", &["peek", "self"])?.run()?.exits(0)?;
+            ensure!(own.lines().contains(&"mem ok") && own.lines().contains(&"exe ok"), "{own}");
+            Ok(())
+        },
+    )
 }
 
 /// One that is allowed to look finds a program that it can't change.
@@ -69,8 +73,8 @@ pub fn program_of_a_created_init(test: &Test) -> Result<()> {
     })
 }
 
-/// An outcome of opening the runtime's own program for writing. On a read-only mount it never can be; that the file is busy
-/// would only hold as long as somebody runs it.
+/// What the kernel says of writing to the runtime's own program. On a read-only mount it never can be; that the file is busy
+/// would only hold as long as somebody executes it.
 fn unwritable(test: &Test, outcome: &str) -> Result<()> {
     let good: &[&str] = match test.runtime() {
         Runtime::Hybrid => &["Read-only file system"],
@@ -113,10 +117,7 @@ pub fn own_program(test: &Test) -> Result<()> {
     ensure!(test.runtime() == Runtime::Runc || !caught.is_empty(), "nothing was caught: {found}");
     for line in caught {
         let (program, outcome) = line.rsplit_once(": ").context("an outcome")?;
-        // What has ended meanwhile.
-        if outcome != "No such process" && outcome != "No such file or directory" {
-            unwritable(test, outcome).with_context(|| program.to_owned())?;
-        }
+        unwritable(test, outcome).with_context(|| program.to_owned())?;
     }
     ensure!(fs::read(&binary).context("reading the shim")? == before, "the shim's binary has changed");
     task.end()
@@ -226,8 +227,13 @@ pub fn proc_of_the_image(test: &Test) -> Result<()> {
     const SYSCTL: &str = "net/ipv4/ip_unprivileged_port_start";
     let (canary, root) = (Canary::new(test.containerd)?, rootfs(test)?);
     let faked = [
-        "self/oom_score_adj", "self/attr/exec", "self/attr/apparmor/exec", "self/uid_map", "self/gid_map",
-        "self/setgroups", &format!("sys/{SYSCTL}"),
+        "self/oom_score_adj",
+        "self/attr/exec",
+        "self/attr/apparmor/exec",
+        "self/uid_map",
+        "self/gid_map",
+        "self/setgroups",
+        &format!("sys/{SYSCTL}"),
     ];
     for name in faked {
         root.link(&format!("proc/{name}"), canary.file())?;
