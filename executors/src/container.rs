@@ -13,6 +13,7 @@ use crate::hooks::{Beside, Hooks, Poststop};
 use crate::native::join::Joining;
 use crate::native::launch::launch;
 use crate::native::plan::{self, Compiled, Payload};
+use crate::native::step::Plan;
 use crate::process::Process;
 use crate::rootfs::{Rootfs, RootfsMount};
 use crate::wasm;
@@ -53,6 +54,17 @@ pub struct CreateOptions {
 /// # Errors
 /// Every error says what was being tried. Nothing is left behind.
 pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &CreateOptions) -> Result<Container> {
+    create_with(bundle, rootfs, stdio, options, |_| ())
+}
+
+/// The same with a look at the plan before it is run.
+pub(crate) fn create_with(
+    bundle: Bundle,
+    rootfs: &[RootfsMount],
+    stdio: Stdio,
+    options: &CreateOptions,
+    look: impl FnOnce(&mut Plan),
+) -> Result<Container> {
     // Each of these undoes itself when dropped, so a failure further down leaves nothing.
     let rootfs = Rootfs::mount(rootfs, bundle.root())?;
     let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
@@ -66,7 +78,8 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &Cr
     let mut poststop = Poststop::new(hooks.clone());
     let cgroup = Cgroup::create(&bundle, options.systemd_cgroup)?;
     let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
-    let Compiled { namespaces, plan, console, filter } = compiled;
+    let Compiled { namespaces, mut plan, console, filter } = compiled;
+    look(&mut plan);
     let joining = Joining::new(&bundle, filter, options)?;
     let init = launch(plan, &namespaces, &cgroup, console, |pid, pidfd| {
         poststop.due();

@@ -19,6 +19,7 @@ use crate::native::environment::environment;
 use crate::native::launch::exec;
 use crate::native::plan::Payload;
 use crate::native::scheduling::{Affinity, BoundThread};
+use crate::native::step::Plan;
 use crate::native::user;
 use crate::process::Process;
 use crate::{Kind, Stdio, wasm};
@@ -50,6 +51,11 @@ impl Container {
     /// # Errors
     /// FailedPrecondition when init has ended; else what could not be done, with the spec's field; nothing is left behind.
     pub fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Process> {
+        self.exec_with(spec, stdio, |_| ())
+    }
+
+    /// The same with a look at the plan before it is run.
+    pub(crate) fn exec_with(&self, spec: &ExecSpec, stdio: Stdio, look: impl FnOnce(&mut Plan)) -> Result<Process> {
         let process = self.joining.complete(&spec.0);
         let mappings = self.joining.mappings.as_ref();
         mappings.map_or(Ok(()), |mappings| mappings.check(&process))?;
@@ -71,7 +77,8 @@ impl Container {
         let init = self.init.exit_fd();
         let environment = environment(&process, root.as_fd());
         drop(root);
-        let plan = self.joining.compile(&process, &environment, init, &self.cgroup, stdio, payload)?;
+        let mut plan = self.joining.compile(&process, &environment, init, &self.cgroup, stdio, payload)?;
+        look(&mut plan);
         let _bound = Affinity::of(&process)?.initial.as_ref().map(BoundThread::to).transpose()?;
         let pid_namespace = self.joining.pid_namespace().then_some(init);
         exec(plan, pid_namespace, &self.cgroup.births_beside(self.init.pid())?, console)

@@ -20,6 +20,9 @@ mod dispatch;
 mod error;
 mod exec;
 mod features;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hooks;
 pub mod host;
 mod native;

@@ -30,6 +30,11 @@ static const char *outcome(int result) {
     return result < 0 ? strerror(errno) : "ok";
 }
 
+/* Whether a file can be written to, but for that somebody executes it: open(2) would say ETXTBSY before all else. */
+static const char *writable(const char *path) {
+    return outcome(access(path, W_OK));
+}
+
 /* A process next to it: whether its memory, its descriptors and its program can be had, a line each. */
 int peek(const char *pid) {
     static const char *const files[] = {"mem", "environ", "maps", NULL};
@@ -51,13 +56,13 @@ int peek(const char *pid) {
         printf("%s %s\n", links[i], outcome((int)readlink(path, target, sizeof target)));
     }
     snprintf(path, sizeof path, "/proc/%s/exe", pid);
-    printf("write-exe %s\n", outcome(open(path, O_WRONLY)));
+    printf("write-exe %s\n", writable(path));
     return 0;
 }
 
 /*
- * Looks for other processes until its stdin ends. Of one that is not this program: whether its program can be opened, then
- * for writing, as long as it lives; and what descriptors it has beyond the standard ones. Prints what it could do, once.
+ * Looks for other processes until its stdin ends. Of one that is not this program and whose program it can open: whether
+ * that can be written to. Prints what it has found out, once.
  */
 int hunt(void) {
     static char own[PATH], path[LONGER], target[PATH], seen[64][PATH];
@@ -83,21 +88,16 @@ int hunt(void) {
             int fd = open(path, O_PATH);
             if (fd < 0)
                 continue;
-            char line[PATH] = "";
-            for (int tries = 0; tries < 3; tries++) {
-                snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-                int writable = open(path, O_WRONLY);
-                snprintf(line, sizeof line, "exe %.1000s: %s", target, outcome(writable));
-                if (writable >= 0)
-                    close(writable);
-                int known = 0;
-                for (int i = 0; i < count; i++)
-                    known |= strcmp(seen[i], line) == 0;
-                if (!known && count < 64) {
-                    strcpy(seen[count++], line);
-                    puts(line);
-                    fflush(stdout);
-                }
+            char line[PATH];
+            snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+            snprintf(line, sizeof line, "exe %.1000s: %s", target, writable(path));
+            int known = 0;
+            for (int i = 0; i < count; i++)
+                known |= strcmp(seen[i], line) == 0;
+            if (!known && count < 64) {
+                strcpy(seen[count++], line);
+                puts(line);
+                fflush(stdout);
             }
             close(fd);
         }

@@ -1,9 +1,10 @@
 //! Everything about a spec that can be judged without looking at the host.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxNamespaceType, Mount, Process, Root, Spec};
 
 use super::unsupported::{refuse, unsupported};
 use crate::error::{Result, bail};
@@ -21,6 +22,7 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
     if root.path().as_os_str().is_empty() {
         bail!(InvalidArgument, "root.path: empty");
     }
+    check_strings(spec, linux)?;
     check_process(process)?;
     scheduling::check_linux(linux)?;
     check_namespaces(spec, linux)?;
@@ -29,6 +31,31 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
     check_devices(linux)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)?;
     refuse(unsupported(spec, linux))
+}
+
+/// What becomes a C string can't have a null byte in it; arguments, environment and sysctls are looked at with the rest.
+fn check_strings(spec: &Spec, linux: &Linux) -> Result<()> {
+    no_null("root.path", spec.root().as_ref().map(Root::path))?;
+    no_null("hostname", spec.hostname())?;
+    no_null("domainname", spec.domainname())?;
+    for mount in spec.mounts().iter().flatten() {
+        no_null("mounts", [mount.destination()])?;
+        no_null("mounts: source", mount.source())?;
+        no_null("mounts: type", mount.typ())?;
+        no_null("mounts: options", mount.options().iter().flatten())?;
+    }
+    no_null("linux.cgroupsPath", linux.cgroups_path())?;
+    no_null("linux.devices", linux.devices().iter().flatten().map(LinuxDevice::path))?;
+    no_null("linux.maskedPaths", linux.masked_paths().iter().flatten())?;
+    no_null("linux.namespaces", linux.namespaces().iter().flatten().filter_map(|namespace| namespace.path().as_ref()))?;
+    no_null("linux.readonlyPaths", linux.readonly_paths().iter().flatten())
+}
+
+fn no_null<'a, S: AsRef<OsStr> + ?Sized + 'a>(field: &str, strings: impl IntoIterator<Item = &'a S>) -> Result<()> {
+    match strings.into_iter().map(S::as_ref).find(|string| string.as_encoded_bytes().contains(&0)) {
+        Some(string) => bail!(InvalidArgument, "{field}: {string:?} has a null byte in it"),
+        None => Ok(()),
+    }
 }
 
 /// Patch and minor versions of 1 are compatible (spec.md, "Versioning").
@@ -47,6 +74,8 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
         Some([first, ..]) if first.is_empty() => bail!(InvalidArgument, "process.args[0]: empty"),
         Some(_) => {}
     }
+    no_null("process.cwd", [process.cwd()])?;
+    no_null("process.apparmorProfile", process.apparmor_profile())?;
     if !process.cwd().is_absolute() {
         bail!(InvalidArgument, "process.cwd: {:?} is not an absolute path", process.cwd());
     }
@@ -130,6 +159,7 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
             bail!(InvalidArgument, "{field}: there is no UTS namespace to set it in");
         }
     }
+    no_null("linux.sysctl", linux.sysctl().iter().flatten().flat_map(|(key, value)| [key, value]))?;
     for key in linux.sysctl().iter().flatten().map(|(key, _)| key.as_str()) {
         let needed = match key.replace('/', ".").as_str() {
             key if key.starts_with("net.") => Network,
@@ -145,7 +175,7 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
             "kernel.domainname" | "kernel.hostname" => Uts,
             _ => bail!(InvalidArgument, "linux.sysctl: {key} belongs to the host, not to a namespace"),
         };
-        if !seen.contains(&needed) || key.contains("..") || key.contains('\0') {
+        if !seen.contains(&needed) || key.contains("..") {
             bail!(InvalidArgument, "linux.sysctl: {key} needs a {needed} namespace of the container");
         }
     }

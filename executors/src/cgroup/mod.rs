@@ -404,6 +404,19 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
         .or_kind(Kind::Internal, || format!("open cgroup {}", folder.display()))
 }
 
+/// Everything about a container's cgroup that is decided without looking at the host, for both versions.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn decide(id: &str, linux: &oci_spec::runtime::Linux) -> Result<()> {
+    name(id, linux.cgroups_path().as_deref())?;
+    let resources = linux.resources().as_ref();
+    for v2 in [false, true] {
+        limits::settings(resources, v2)?;
+    }
+    let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+    devices::compile(&devices::rules(rules));
+    Ok(())
+}
+
 /// The cgroup's name relative to each hierarchy's root (config-linux.md, "Cgroups Path").
 fn name(id: &str, path: Option<&Path>) -> Result<String> {
     let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(id.to_owned()) };

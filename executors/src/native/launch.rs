@@ -37,7 +37,12 @@ pub(crate) fn launch(
     let (child, socket) = clone(&plan, namespaces.flags, &born_in, birth.as_ref().map(AsFd::as_fd))
         .or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?;
     if let (Some(user), Some(child)) = (&namespaces.user, child.get()) {
-        user.settle(child.pid)?;
+        let settled = user.settle(child.pid);
+        // One that has failed before is gone, and has told why.
+        if let (Err(_), Some(report)) = (&settled, reported(&socket)) {
+            return Err(explain(&report, &Words::all(&plan)));
+        }
+        settled?;
         // If it is gone, what comes next says so.
         let _ = go(&socket);
     }
@@ -295,13 +300,23 @@ fn go(socket: &OwnedFd) -> Result<()> {
     }
 }
 
+/// A report that is there already.
+fn reported(socket: &OwnedFd) -> Option<Report> {
+    let mut bytes = [0; Report::SIZE];
+    let (length, _) = rustix::net::recv(socket, &mut bytes, RecvFlags::DONTWAIT).ok()?;
+    (length == Report::SIZE).then(|| Report::from_bytes(bytes))
+}
+
 /// The next report, or `None` at the end of file.
+///
+/// ECONNRESET says once that the child has not read all that was sent to it, before what it sent itself and the end of file
+/// (unix(7)).
 fn receive(socket: &OwnedFd) -> Result<Option<Report>> {
     let mut bytes = [0; Report::SIZE];
     loop {
         match rustix::io::read(socket, &mut bytes) {
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) | Ok(0) => return Ok(None),
+            Err(Errno::INTR | Errno::CONNRESET) => {}
+            Ok(0) => return Ok(None),
             Err(errno) => return Err(errno).or_kind(Kind::Internal, || "read the child's report"),
             Ok(_) => return Ok(Some(Report::from_bytes(bytes))),
         }
@@ -323,8 +338,7 @@ fn receive_all(socket: &OwnedFd) -> Result<Received> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let length = loop {
         match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) => return Ok(Received::Nothing),
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             received => break received.or_kind(Kind::Internal, what)?.bytes,
         }
     };

@@ -10,6 +10,8 @@
 pub(crate) mod child;
 mod devices;
 pub(crate) mod environment;
+#[cfg(test)]
+mod failures;
 pub(crate) mod filesystem;
 pub(crate) mod hook;
 pub(crate) mod join;

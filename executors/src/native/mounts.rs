@@ -27,7 +27,9 @@ use crate::{Error, Kind};
 /// Adds the steps for all mounts of the spec, in its order.
 ///
 /// `base` is the propagation that binds of the host's mounts start with: MS_SLAVE, MS_PRIVATE, or 0 to keep them shared.
-pub(super) fn compile(bundle: &Bundle, cgroup: &Cgroup, base: u64, steps: &mut Vec<Step>) -> Result<()> {
+///
+/// Returns the steps that are to come when everything was made in them: what is read-only by then.
+pub(super) fn compile(bundle: &Bundle, cgroup: &Cgroup, base: u64, steps: &mut Vec<Step>) -> Result<Vec<Step>> {
     let mut last = Vec::new();
     for mount in bundle.spec().mounts().iter().flatten() {
         one(bundle, mount, cgroup, base, steps, &mut last).map_err(|e: Error| {
@@ -35,7 +37,22 @@ pub(super) fn compile(bundle: &Bundle, cgroup: &Cgroup, base: u64, steps: &mut V
             Error::new(kind, anyhow::anyhow!("mounts: {}: {e}", mount.destination().display()))
         })?;
     }
-    steps.append(&mut last);
+    Ok(last)
+}
+
+/// Everything about the mounts that is decided without looking at the host.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn decide(bundle: &Bundle) -> Result<()> {
+    for mount in bundle.spec().mounts().iter().flatten() {
+        let what = || format!("mounts: {}", mount.destination().display());
+        let options = match Options::parse(mount.options().as_deref().unwrap_or_default()) {
+            Ok(options) => options,
+            Err(option) => bail!(Unimplemented, "{}: option {option} is not supported", what()),
+        };
+        let fstype = mount.typ().as_deref().unwrap_or_default();
+        NewFilesystem::new(fstype, source(mount, fstype), &options).or_kind(Kind::InvalidArgument, what)?;
+        target(mount.destination(), Make::Directory, false)?;
+    }
     Ok(())
 }
 

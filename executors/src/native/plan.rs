@@ -112,6 +112,32 @@ pub(crate) fn compile(
     Ok(Compiled { namespaces, plan, console, filter })
 }
 
+/// As much of a plan as is decided without looking at the host: no mount is made, and there is no file to start from.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn compile_without_host(bundle: &Bundle) -> Result<Plan> {
+    let process = bundle.process();
+    let mapped = bundle.namespace(LinuxNamespaceType::User).is_some();
+    let mut steps = vec![keyring(bundle.id())?];
+    steps.extend(oom_score(process)?);
+    host_names(bundle, &mut steps)?;
+    rootfs_propagation(bundle)?;
+    mounts::decide(bundle)?;
+    // In a user namespace the host's are looked at.
+    devices(bundle, false, &mut steps)?;
+    for path in bundle.linux().masked_paths().iter().flatten() {
+        steps.push(Step::Mask(text(path, "linux.maskedPaths")?));
+    }
+    for path in bundle.linux().readonly_paths().iter().flatten() {
+        steps.push(Step::ReadonlyPath(text(path, "linux.readonlyPaths")?));
+    }
+    crate::console::size(process)?;
+    user::rlimits(process, &mut steps);
+    let filter = bundle.linux().seccomp().as_ref().map(Filter::new).transpose()?.flatten();
+    user::compile(process, mapped, filter.as_ref(), Step::Session, &mut steps)?;
+    let environment = process.env().clone().unwrap_or_default();
+    program(process, Payload::Spec, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)
+}
+
 /// The end of a plan: `start`, if it has to be waited for, and the program.
 pub(super) fn program(
     process: &Process,
@@ -218,7 +244,7 @@ fn file_systems(
     // With a user namespace from the folder that was entered for it.
     let at = at.file_name().map(Path::new).filter(|_| mappings.is_some()).unwrap_or(&at);
     steps.push(Step::AttachRootfs { tree, at: cstring(at)? });
-    mounts::compile(bundle, cgroup, base, steps)?;
+    let last = mounts::compile(bundle, cgroup, base, steps)?;
     if !binds_dev(bundle) {
         devices(bundle, mappings.is_some(), steps)?;
     }
@@ -233,6 +259,8 @@ fn file_systems(
         Stdio::Streams(streams) => (user::streams(bundle.process(), mappings, streams)?, None),
         Stdio::Terminal => terminal(bundle.process(), mappings, steps)?,
     };
+    // Devices and the terminal are in /dev, which may be among them.
+    steps.extend(last);
     let linux = bundle.linux();
     for path in linux.masked_paths().iter().flatten() {
         steps.push(Step::Mask(text(path, "linux.maskedPaths")?));

@@ -204,6 +204,9 @@ pub(crate) enum Step {
     /// Report that everything is ready, and wait for the start.
     AwaitStart,
     Exec,
+    /// A step that fails in place of this one.
+    #[cfg(test)]
+    Failing(Box<Step>),
 }
 
 impl Step {
@@ -298,6 +301,8 @@ impl fmt::Display for Step {
             Step::CloseOthers | Step::CloseForExec => write!(f, "close descriptors"),
             Step::AwaitStart => write!(f, "wait for the start"),
             Step::Exec => write!(f, "execve"),
+            #[cfg(test)]
+            Step::Failing(step) => step.fmt(f),
         }
     }
 }

@@ -20,6 +20,7 @@ mod exec;
 mod exec_io;
 mod exec_life;
 mod exit;
+mod failures;
 mod filesystem;
 mod group;
 mod harness;
@@ -86,6 +87,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
     ("table", table::CASES),
+    ("failures", failures::CASES),
     ("hostile", hostile::CASES),
     ("hostile_image", hostile_image::CASES),
     ("cve", cve::CASES),

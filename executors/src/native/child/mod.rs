@@ -257,6 +257,8 @@ impl<'a> Context<'a> {
             Step::CloseForExec => self.close_for_exec(),
             Step::AwaitStart => self.pause(READY),
             Step::Exec => Err(self.exec()),
+            #[cfg(test)]
+            Step::Failing(_) => Err(Errno::NOTRECOVERABLE),
         }
     }
 

@@ -119,8 +119,29 @@ fn flags(flags: &[LinuxSeccompFilterFlag], notifies: bool) -> u32 {
     flags.iter().map(bit).fold(if notifies { listener } else { 0 }, |all, flag| all | flag)
 }
 
+/// As many instructions as the kernel takes (BPF_MAXINSNS), and so no more conditions, each of which is one at least.
+const MAX_INSTRUCTIONS: usize = 4096;
+
+/// As many names of calls as are looked up. There are some 500, and real profiles name most of them once.
+const MAX_NAMES: usize = 16384;
+
+/// libseccomp takes minutes for what the kernel would refuse in the end.
+fn check_size(profile: &LinuxSeccomp) -> Result<()> {
+    let sizes =
+        profile.syscalls().iter().flatten().map(|rule| (rule.names().len(), rule.args().iter().flatten().count()));
+    let (names, conditions) = sizes.fold((0, 0), |(names, conditions), (n, c)| (names + n, conditions + n * c));
+    if conditions > MAX_INSTRUCTIONS {
+        bail!(InvalidArgument, "linux.seccomp: {conditions} conditions are more than the kernel takes");
+    }
+    if names > MAX_NAMES {
+        bail!(InvalidArgument, "linux.seccomp: {names} names of calls are more than {MAX_NAMES}");
+    }
+    Ok(())
+}
+
 fn compile(profile: &LinuxSeccomp) -> Result<BpfProgram> {
     let field = || "linux.seccomp";
+    check_size(profile)?;
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut filter = ScmpFilterContext::new(default).or_kind(Kind::InvalidArgument, field)?;
     // The shim decides about no_new_privs by the spec's own field.
@@ -154,7 +175,7 @@ fn compile(profile: &LinuxSeccomp) -> Result<BpfProgram> {
     let mut bytes = enosys::prelude(profile, default)?.concat();
     file.rewind().and_then(|()| file.read_to_end(&mut bytes)).or_kind(Kind::Internal, field)?;
     let program = BpfProgram::from_bytes(&bytes);
-    if program.len() > usize::from(u16::MAX) {
+    if program.len() > MAX_INSTRUCTIONS {
         bail!(
             InvalidArgument,
             "linux.seccomp: the filter has {} instructions, more than the kernel takes",

@@ -70,6 +70,22 @@ fn marker(test: &Test) -> Result<Volume> {
     Ok(source)
 }
 
+/// The name in the canary's folder of what the same can be mounted on.
+fn found_outside(what: &str) -> &'static str {
+    if what == FOLDER { "folder" } else { "file" }
+}
+
+/// A process sees as many mounts of the marker: one that was attached outside went with the host's.
+fn mounted_inside(pid: u32, source: &Volume, count: usize) -> Result<()> {
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).context("reading its mountinfo")?;
+    let name = source.path().file_name().and_then(|name| name.to_str()).context("a name")?;
+    let of_the_marker =
+        |line: &&str| line.split(' ').nth(3).is_some_and(|root| root.contains(&format!("{name}/{FOLDER}")));
+    let found = mounts.lines().filter(of_the_marker).count();
+    ensure!(found == count, "{found} mounts instead of {count}:\n{mounts}");
+    Ok(())
+}
+
 /// Mounts whose targets lie in a volume are made and mounted while it changes.
 pub fn swapped_target(test: &Test, what: &str) -> Result<()> {
     let (canary, source) = (Canary::new(test.containerd)?, marker(test)?);
@@ -81,8 +97,10 @@ pub fn swapped_target(test: &Test, what: &str) -> Result<()> {
             let id = test.other(&format!("{round}x{number}"));
             let spec = spec(test, &id, &["pause"])?.mount(bind(volume.path(), "/volume"))?;
             let spec = spec.mount(bind(&source.path().join(what), &format!("/volume/target/{number}/deeper")))?;
+            let spec =
+                spec.mount(bind(&source.path().join(what), &format!("/volume/target/{}", found_outside(what))))?;
             // Refused or done inside.
-            attempt(test, &id, &spec, |_| (), |_, _| Ok(()))?;
+            attempt(test, &id, &spec, |_| (), |_, pid| mounted_inside(pid, &source, 2))?;
             canary.unharmed()?;
         }
         attacker.end()?;
@@ -98,7 +116,8 @@ pub fn linked_target(test: &Test, what: &str) -> Result<()> {
         let id = test.other(&number.to_string());
         let spec = spec(test, &id, &["pause"])?.set("/root/path", json!(root.path()))?;
         let spec = spec.mount(bind(&source.path().join(what), "/link/made/deeper"))?;
-        attempt(test, &id, &spec, |_| (), |_, _| Ok(()))?;
+        let spec = spec.mount(bind(&source.path().join(what), &format!("/link/{}", found_outside(what))))?;
+        attempt(test, &id, &spec, |_| (), |_, pid| mounted_inside(pid, &source, 2))?;
         canary.unharmed()?;
     }
     Ok(())
@@ -138,7 +157,7 @@ pub fn proc_is_swapped(test: &Test) -> Result<()> {
     let canary = Canary::new(test.containerd)?;
     let root = rootfs(test)?;
     root.folder("data/proc")?;
-    let attacker = swapping(test, &root, "proc", Path::new("/data/proc"))?;
+    let attacker = swapping(test, &root, "proc", Path::new("data/proc"))?;
     for number in 0..TRIES {
         let id = test.other(&number.to_string());
         let spec = spec(test, &id, &["pause"])?.set("/root/path", json!(root.path()))?;
@@ -163,7 +182,10 @@ pub fn proc_is_swapped(test: &Test) -> Result<()> {
 
 /// Whether a path in the container is a device of these numbers.
 fn device(pid: u32, path: &str) -> Result<Option<(u32, u32)>> {
-    let meta = fs::symlink_metadata(inside(pid, path)).with_context(|| format!("looking at its {path}"))?;
+    let meta = match fs::symlink_metadata(inside(pid, path)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        meta => meta.with_context(|| format!("looking at its {path}"))?,
+    };
     let number = meta.rdev();
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
     Ok(meta.file_type().is_char_device().then_some((major, minor)))
@@ -234,6 +256,9 @@ fn with_terminal(test: &Test, id: &str, spec: Spec) -> Result<()> {
             let found = device(pid, path)?;
             ensure!(found.is_none_or(|(major, _)| major != 136), "the terminal is at {path}");
         }
+        // Under the other name where the two are swapped.
+        let consoles = [device(pid, "/dev/console")?, device(pid, "/dev/link")?];
+        ensure!(consoles.iter().flatten().any(|(major, _)| *major == 136), "the terminal is at no console");
         Ok(())
     })?;
     Ok(())
@@ -301,6 +326,8 @@ pub fn target_in_the_rootfs(test: &Test) -> Result<()> {
             ..Default::default()
         };
         let mounts = vec![mount(root.path(), ""), mount(&source.path().join(FOLDER), "link")];
+        // Where the way leads.
+        without(&mut spec, &["/run"])?;
         spec = spec.set("/root/path", json!("rootfs"))?;
         let change = |request: &mut containerd_shim_protos::api::CreateTaskRequest| {
             fs::create_dir(Path::new(&request.bundle).join("rootfs")).unwrap_or_default();
