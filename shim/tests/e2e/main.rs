@@ -6,6 +6,8 @@
 //! - `HYBRID_CONTAINERD`: the release lines to test with, such as `1.6,2.x`; each that can be had when not set.
 //! - `HYBRID_RUNTIME`: `io.containerd.runc.v2` runs the tests against runc's shim, which tests the tests.
 //! - `HYBRID_SHIM`: another binary than the one cargo has just built.
+//! - `HYBRID_SAVE_PROGRAMS`: a folder into which what the test images take is compiled, and no test is run: for a machine
+//!   without compilers, where `HYBRID_PROGRAMS` names it (`scripts/test-node`).
 #![forbid(unsafe_code)]
 
 mod bad_input;
@@ -86,6 +88,10 @@ const THEMES: &[(&str, &[Case])] = &[
 ];
 
 fn main() -> Result<ExitCode> {
+    if let Some(folder) = std::env::var_os("HYBRID_SAVE_PROGRAMS") {
+        test_images::save_programs(Path::new(&folder))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut arguments = Arguments::from_args();
     // Each test mostly waits for containerd, ctr and the container.
     arguments.test_threads.get_or_insert(4);
