@@ -435,3 +435,9 @@ pub(crate) fn one_malloc_arena() {
     // SAFETY: mallopt changes a parameter of the allocator, under its own lock.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
+
+/// Gives free memory of malloc's back to the kernel (malloc_trim(3)).
+pub(crate) fn trim_malloc() {
+    // SAFETY: it only changes what is free, under the allocator's own lock.
+    unsafe { libc::malloc_trim(0) };
+}

@@ -400,6 +400,11 @@ int main(int argc, char **argv) {
         __builtin_trap();
     }
 #ifndef __wasi__
+    if (IS("reap")) {
+        /* As the first process of a pod does: its children need no wait. */
+        signal(SIGCHLD, SIG_IGN);
+        wait_for_signal();
+    }
     if (IS("on-term"))
         return on_signal(SIGTERM, first ? atoi(first) : 0);
     if (HAS("on-signal", second))

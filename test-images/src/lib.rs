@@ -22,7 +22,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// The last part of the image's name: `linux`, `wasm-core`, `wasm-component`, `mixed` (both programs) or
+    /// The last part of the image's name: `linux`, `pause`, `wasm-core`, `wasm-component`, `mixed` (both programs) or
     /// `wasm-cases`.
     pub fn name(&self) -> &'static str {
         self.name
@@ -76,6 +76,13 @@ pub fn build() -> Result<Vec<Image>> {
             name: "linux",
             entrypoint: vec!["/bin/probe"],
             command: vec!["hello"],
+            tree: Tree::base().file("bin/probe", 0o755, probe.clone()),
+        },
+        // What keeps a pod's namespaces.
+        Image {
+            name: "pause",
+            entrypoint: vec!["/bin/probe"],
+            command: vec!["reap"],
             tree: Tree::base().file("bin/probe", 0o755, probe.clone()),
         },
         Image {

@@ -30,7 +30,7 @@ use crate::stdio::{self, Names, Owner};
 use anyhow::{Context, anyhow};
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskStart};
 use exec::Execs;
-use executors::{Error, Exit, Kind, OomWatch, Result, RootfsMount, Stats, host};
+use executors::{Error, Exit, Kind, OomWatch, Result, RootfsMount, Stats};
 use freezer::FreezerState;
 use nix::libc::SIGKILL;
 use oom::Watching;
@@ -39,6 +39,7 @@ use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use supervise::{supervise_init, watch_exit};
+use tokio::sync::Notify;
 
 /// The file in the bundle with the pid of init, for `delete` after the shim has died.
 pub const INIT_PID_FILE: &str = "init.pid";
@@ -164,6 +165,8 @@ pub struct Tasks {
     /// containerd's namespace, which loggers are told.
     namespace: String,
     map: Mutex<Map>,
+    /// Told of what takes much memory for a moment.
+    activity: Notify,
 }
 
 #[derive(Default)]
@@ -176,7 +179,18 @@ struct Map {
 
 impl Tasks {
     pub fn new(engine: Arc<dyn Engine>, events: EventPublisher, namespace: &str) -> Arc<Self> {
-        Arc::new(Self { engine, events, namespace: namespace.to_owned(), map: Mutex::default() })
+        Arc::new(Self {
+            engine,
+            events,
+            namespace: namespace.to_owned(),
+            map: Mutex::default(),
+            activity: Notify::new(),
+        })
+    }
+
+    /// Waits until a process has been made or a task deleted: what takes much memory for a moment.
+    pub async fn active(&self) {
+        self.activity.notified().await;
     }
 
     /// The task with this id.
@@ -239,7 +253,7 @@ impl Tasks {
             log::warn!(id = task.id.as_str(); "{error:#}");
         }
         tokio::spawn(supervise_init(task, exit, self.events.clone()));
-        host::settle_memory();
+        self.activity.notify_one();
         Ok(pid)
     }
 
@@ -302,6 +316,7 @@ impl Tasks {
         event.exit_status = exit.code;
         event.exited_at = timestamp(exit.at);
         self.events.publish(&event);
+        self.activity.notify_one();
         Ok((pid, exit))
     }
 }

@@ -26,12 +26,14 @@ pub fn none_of(containerd: &Containerd, id: &str) -> Result<()> {
 }
 
 /// Folders that are made once and belong to no container.
-const SHARED: [&str; 5] = [
+const SHARED: [&str; 7] = [
     "containerd/s",
     "containerd/fifo",
     "containerd/runc",
     "containerd/runc/test",
+    "containerd/runc/k8s.io",
     "io.containerd.runtime.v2.task/test",
+    "io.containerd.runtime.v2.task/k8s.io",
 ];
 
 /// Removes the cgroup that is named after the tests' namespace from every hierarchy; fails when one is in use.

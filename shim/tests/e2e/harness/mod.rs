@@ -14,6 +14,7 @@ pub mod pty;
 pub mod run;
 pub mod spec;
 pub mod stream;
+pub mod suite;
 pub mod task;
 
 pub use case::{Case, Kind, Test};
