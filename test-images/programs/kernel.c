@@ -22,8 +22,9 @@ int show_scheduling(void) {
     } attr = {0};
     if (syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0) < 0)
         return fail("sched_getattr");
-    printf("scheduler %u %llu %d %u %llu %llu %llu\n", attr.policy, attr.flags, attr.nice, attr.priority, attr.runtime,
-           attr.deadline, attr.period);
+    printf("scheduler %u %llu %d %u\n", attr.policy, attr.flags, attr.nice, attr.priority);
+    if (attr.policy == 6)
+        printf("deadline %llu %llu %llu\n", attr.runtime, attr.deadline, attr.period);
     long io = syscall(SYS_ioprio_get, 1, 0);
     if (io < 0)
         return fail("ioprio_get");
