@@ -42,6 +42,9 @@ pub struct CreateOptions {
     pub no_pivot_root: bool,
     /// Leave the container the session keyring of the shim instead of a new one (keyrings(7)).
     pub no_new_keyring: bool,
+    /// Have systemd make the cgroup: `linux.cgroupsPath` is `slice:prefix:name`, or nothing. A path of that form does so by
+    /// itself.
+    pub systemd_cgroup: bool,
 }
 
 /// Creates the container: afterwards its init process exists and waits to execute its program (OCI runtime spec,
@@ -61,7 +64,7 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &Cr
     };
     let hooks = Hooks::of(&bundle);
     let mut poststop = Poststop::new(hooks.clone());
-    let cgroup = Cgroup::create(&bundle)?;
+    let cgroup = Cgroup::create(&bundle, options.systemd_cgroup)?;
     let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
     let Compiled { namespaces, plan, console, filter } = compiled;
     let joining = Joining::new(&bundle, filter, options)?;

@@ -28,7 +28,7 @@ pub fn features() -> Value {
         "linux": {
             "namespaces": NAMESPACES,
             "capabilities": user::capabilities(),
-            "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true },
+            "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": true },
             "seccomp": seccomp::features(),
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
@@ -112,7 +112,7 @@ mod tests {
         holds(enabled("/intelRdt/enabled"), "/linux/intelRdt", json!({"closID": "a"}));
         holds(enabled("/netDevices/enabled"), "/linux/netDevices", json!({"eth0": {"name": "eth1"}}));
         holds(enabled("/apparmor/enabled"), "/process/apparmorProfile", json!("profile"));
-        let systemd = Cgroup::load("a", Some(Path::new("system.slice:hybrid:a")));
+        let systemd = Cgroup::load("a", Some(Path::new("system.slice:hybrid:a")), false);
         assert_eq!(enabled("/cgroup/systemd"), systemd.is_ok());
     }
 

@@ -22,6 +22,7 @@ mod hooks;
 pub mod host;
 mod native;
 mod process;
+mod procfs;
 mod resources;
 mod rootfs;
 mod sys;

@@ -249,20 +249,6 @@ pub(crate) fn takes_seccomp_flags(flags: u32) -> bool {
     result == Err(Errno::FAULT)
 }
 
-/// getcwd(2): whether the current folder is in this process's root. If not the kernel answers with another prefix than `/`.
-pub(crate) fn cwd_is_reachable() -> Result<bool> {
-    let mut path = [0u8; libc::PATH_MAX as usize];
-    // SAFETY: the kernel writes no more bytes than it is told there are.
-    match check(unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) }) {
-        Ok(_) => Ok(path[0] == b'/'),
-        // It was removed meanwhile.
-        Err(Errno::NOENT) => Ok(false),
-        // It is deeper than a path can say.
-        Err(Errno::RANGE | Errno::NAMETOOLONG) => Ok(true),
-        Err(errno) => Err(errno),
-    }
-}
-
 /// A core scheduling cookie of its own for this process: prctl(2) PR_SCHED_CORE_CREATE.
 pub(crate) fn new_core_scheduling_cookie() -> Result<()> {
     const PR_SCHED_CORE: c_int = 62;
@@ -360,6 +346,13 @@ pub(crate) fn pass_descriptors(command: &mut std::process::Command, pass: Vec<(O
     };
     // SAFETY: between fork and exec it makes two kinds of system calls on memory prepared before.
     unsafe { command.pre_exec(place) };
+}
+
+/// getcwd(2) itself: what the kernel says of the current folder, without the null byte.
+pub(crate) fn getcwd(buffer: &mut [u8]) -> Result<&[u8]> {
+    // SAFETY: the buffer is valid for writes of its length.
+    let length = check(unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) })? as usize;
+    Ok(buffer.get(..length.saturating_sub(1)).unwrap_or_default())
 }
 
 /// close_range(2) from `first` to `last`, both included.

@@ -89,7 +89,7 @@ fn creation(request: CreateTaskRequest) -> Result<Creation> {
     if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
         return Err(unimplemented("checkpoint: restoring a task"));
     }
-    let options = options::check(request.options.as_ref())?;
+    let options = options::parse(request.options.as_ref())?;
     let names =
         Names { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
     let rootfs = request.rootfs.iter().map(|mount| RootfsMount {

@@ -1,5 +1,4 @@
 /* What the kernel says of how it runs this process, and what it answers to single calls. Linux only. */
-#ifndef __wasi__
 #define _GNU_SOURCE
 #include "probe.h"
 #include <errno.h>
@@ -66,4 +65,3 @@ int call32(long number, unsigned long argument) {
     return 0;
 #endif
 }
-#endif

@@ -441,6 +441,14 @@ int main(int argc, char **argv) {
         return call(strcmp(first, "umask") ? atol(first) : SYS_umask, strtoul(second, NULL, 0));
     if (HAS("call32", second))
         return call32(atol(first), strtoul(second, NULL, 0));
+    if (HAS("swap", second))
+        return swap(first, second);
+    if (HAS("peek", first))
+        return peek(first);
+    if (IS("hunt"))
+        return hunt();
+    if (HAS("storm", first))
+        return storm(first);
     if (HAS("eat-in-child", first))
         return eat_in_child(atol(first));
 #endif

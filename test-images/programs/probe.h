@@ -31,6 +31,12 @@ int show_scheduling(void);
 int call(long number, unsigned long argument);
 int call32(long number, unsigned long argument);
 
+/* What a hostile image tries: see attack.c. */
+int swap(const char *first, const char *second);
+int peek(const char *pid);
+int hunt(void);
+int storm(const char *file);
+
 /* Has a child do what eat() does; prints the signal that ended it, then waits to be ended too. */
 int eat_in_child(long megabytes);
 #endif

@@ -22,8 +22,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// The last part of the image's name: `linux`, `pause`, `wasm-core`, `wasm-component`, `mixed` (both programs) or
-    /// `wasm-cases`.
+    /// The last part of the image's name: `linux`, `pause`, `wasm-core`, `wasm-component`, `mixed` (both programs),
+    /// `hostile` (both, among links that lead out) or `wasm-cases`.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -49,6 +49,10 @@ impl Image {
             .with_context(|| format!("unpacking the image {} into {}", self.name, rootfs.display()))
     }
 }
+
+/// The folder of the host's that the image `hostile` leads to, where its users put what nothing may come to: a `file` and a
+/// `folder`.
+pub const CANARY: &str = "/run/hybrid-canary";
 
 /// Builds a log driver (`programs/logger.c`), which runs on the host. Needs a C compiler with a static libc.
 pub fn logger() -> Result<Vec<u8>> {
@@ -90,6 +94,12 @@ pub fn build() -> Result<Vec<Image>> {
             entrypoint: vec!["/probe.wasm"],
             command: vec!["hello"],
             tree: Tree::base().file("probe.wasm", 0o644, component),
+        },
+        Image {
+            name: "hostile",
+            entrypoint: vec!["/bin/probe"],
+            command: vec!["hello"],
+            tree: Tree::hostile().file("bin/probe", 0o755, probe.clone()).file("probe.wasm", 0o644, core.clone()),
         },
         Image {
             name: "mixed",

@@ -8,16 +8,17 @@ use std::process::Command;
 
 const FLAGS: [&str; 6] = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,--strip-all"];
 
-const PROBE: &[&str] = &["probe.c", "terminal.c", "memory.c", "kernel.c"];
+/// Those of both kinds.
+const PROBE: [&str; 3] = ["probe.c", "terminal.c", "memory.c"];
 
 /// The probe as a statically linked Linux program.
 pub(crate) fn linux() -> Result<Vec<u8>> {
-    compile(&mut static_linux(), PROBE)
+    compile(&mut static_linux(), &[&PROBE[..], &["attack.c", "kernel.c"]].concat())
 }
 
 /// The probe as a WASI 0.1 command module.
 pub(crate) fn core_module() -> Result<Vec<u8>> {
-    compile(Command::new(wasm_compiler()?).arg("--target=wasm32-wasi"), PROBE)
+    compile(Command::new(wasm_compiler()?).arg("--target=wasm32-wasi"), &PROBE)
 }
 
 /// The log driver as a statically linked Linux program.

@@ -1,13 +1,14 @@
 //! Everything about a spec that can be judged without looking at the host.
 
 use std::collections::HashSet;
-use std::path::Component;
+use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Mount, Process, Spec};
 
 use super::unsupported::{refuse, unsupported};
 use crate::error::{Result, bail};
 use crate::hooks;
+use crate::native::mounts::may_be_in_proc;
 use crate::native::scheduling;
 use crate::native::user_namespace::{self, on_host};
 
@@ -53,6 +54,10 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     if let Some(string) = strings.into_iter().find(|s| s.contains('\0')) {
         bail!(InvalidArgument, "process: {string:?} has a null byte in it");
     }
+    let groups = process.user().additional_gids().as_deref().unwrap_or_default().len();
+    if groups > MAX_GROUPS {
+        bail!(InvalidArgument, "process.user.additionalGids: {groups} groups, and the kernel takes {MAX_GROUPS}");
+    }
     let limits = process.rlimits().as_deref().unwrap_or_default();
     for (i, limit) in limits.iter().enumerate() {
         if limits[..i].iter().any(|other| other.typ() == limit.typ()) {
@@ -65,12 +70,21 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     scheduling::check(process)
 }
 
+/// As many ranges as the kernel maps in a user namespace (user_namespaces(7)).
+const MAX_MAPPINGS: usize = 340;
+
+/// As many groups as a process can be in (NGROUPS_MAX, setgroups(2)).
+const MAX_GROUPS: usize = 65536;
+
 /// A user namespace needs its mappings, with a root in it; the process's ids must be among those that are mapped.
 fn check_user(process: &Process, linux: &Linux) -> Result<()> {
     let uids = linux.uid_mappings().as_deref().unwrap_or_default();
     let gids = linux.gid_mappings().as_deref().unwrap_or_default();
     let has_namespace = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User);
     for (field, mappings) in [("linux.uidMappings", uids), ("linux.gidMappings", gids)] {
+        if mappings.len() > MAX_MAPPINGS {
+            bail!(InvalidArgument, "{field}: {} ranges, and the kernel takes {MAX_MAPPINGS}", mappings.len());
+        }
         match mappings {
             [] if has_namespace => bail!(InvalidArgument, "{field}: missing, and there is a user namespace to map"),
             [] => {}
@@ -147,6 +161,33 @@ fn check_mounts(spec: &Spec) -> Result<()> {
         if !at.components().any(|component| matches!(component, Component::Normal(_))) {
             bail!(InvalidArgument, "mounts: destination {at:?} is the root itself");
         }
+        check_proc(mount)?;
+    }
+    Ok(())
+}
+
+/// The kernel's /proc is masked and made read-only by its paths: so it must be there, and whole (as with runc).
+fn check_proc(mount: &Mount) -> Result<()> {
+    let mut at = PathBuf::new();
+    for component in mount.destination().components() {
+        if component == Component::ParentDir {
+            at.pop()
+        } else {
+            at.push(component);
+            true
+        };
+    }
+    if at == Path::new("/proc") {
+        let options = mount.options().as_deref().unwrap_or_default();
+        let is_bind = options.iter().any(|option| option == "bind" || option == "rbind");
+        match mount.typ().as_deref() {
+            Some("proc" | "bind") => {}
+            // Whether its source is a procfs is looked at when it is opened.
+            _ if is_bind => {}
+            _ => bail!(InvalidArgument, "mounts: destination {at:?}: only a procfs may be mounted on /proc"),
+        }
+    } else if at.starts_with("/proc") && !may_be_in_proc(at.as_os_str().as_encoded_bytes()) {
+        bail!(InvalidArgument, "mounts: destination {at:?} is inside /proc");
     }
     Ok(())
 }

@@ -43,7 +43,10 @@ pub(crate) fn launch(
     }
     let (mut console, mut hooks) = (console, Some(hooks));
     loop {
-        match receive_all(&socket)? {
+        let received = receive_all(&socket)?;
+        // The first thing that it says comes after it has joined its cgroup.
+        cgroup.settled();
+        match received {
             Received::Terminal(opened) => console = Some(opened),
             Received::Report(Report { step: HOOKS, .. }) => {
                 if let (Some(hooks), Some(child)) = (hooks.take(), child.get()) {

@@ -14,7 +14,7 @@ pub(crate) mod filesystem;
 pub(crate) mod hook;
 pub(crate) mod join;
 pub(crate) mod launch;
-mod mounts;
+pub(crate) mod mounts;
 mod move_root;
 mod namespaces;
 pub(crate) mod options;

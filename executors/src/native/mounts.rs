@@ -19,6 +19,7 @@ use super::step::{Step, Target};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result, bail};
+use crate::procfs;
 use crate::rootfs::{clone_tree, set_attributes};
 use crate::sys::{self, MountAttr};
 use crate::{Error, Kind};
@@ -91,6 +92,10 @@ fn bind(bundle: &Bundle, mount: &Mount, options: &Options, base: u64, steps: &mu
     let what = || format!("source {}", source.display());
     let make = make_like(&source).or_kind(Kind::InvalidArgument, what)?;
     let tree = clone_tree(&source, options.bind.unwrap_or(Recursive::No)).or_kind(Kind::InvalidArgument, what)?;
+    // Else masks and read-only paths would name what is no file of the kernel's (CVE-2019-16884).
+    if mount.destination() == Path::new("/proc") && !procfs::contains(tree.as_fd()).or_kind(Kind::Internal, what)? {
+        bail!(InvalidArgument, "source {}: only a procfs may be mounted on /proc", source.display());
+    }
     if base != 0 {
         let attr = MountAttr { propagation: base, ..MountAttr::default() };
         sys::mount_setattr(tree.as_fd(), true, &attr).or_kind(Kind::Internal, what)?;
@@ -98,6 +103,26 @@ fn bind(bundle: &Bundle, mount: &Mount, options: &Options, base: u64, steps: &mu
     set_attributes(tree.as_fd(), options).or_kind(Kind::InvalidArgument, what)?;
     steps.push(Step::Attach { tree, at: target(mount.destination(), make, false)? });
     Ok(())
+}
+
+/// What lxcfs and others mount over files of procfs, as with runc; nothing else may be mounted in there.
+const MAY_BE_IN_PROC: [&str; 10] = [
+    "cpuinfo",
+    "diskstats",
+    "loadavg",
+    "meminfo",
+    "slabinfo",
+    "stat",
+    "swaps",
+    "sys/crypto/fips_enabled",
+    "sys/kernel/ns_last_pid",
+    "uptime",
+];
+
+/// Whether a mount may have this path, which is below /proc.
+pub(crate) fn may_be_in_proc(path: &[u8]) -> bool {
+    let below = path.strip_prefix(b"/proc/").unwrap_or_default();
+    MAY_BE_IN_PROC.iter().any(|name| name.as_bytes() == below)
 }
 
 /// Whether the target of a bind must be a folder or a file.

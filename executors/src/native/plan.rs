@@ -88,7 +88,6 @@ pub(crate) fn compile(
         steps.push(move_root::isolate());
     }
     let (stdio, console) = file_systems(bundle, mappings.as_ref(), rootfs, cgroup, stdio, for_guest, &mut steps)?;
-    user::rlimits(process, &mut steps);
     apparmor(process, &mut steps)?;
     steps.extend(selinux::of_program(process)?);
     // From here on the container's root is "/".
@@ -138,16 +137,15 @@ pub(super) fn program(
     if matches!(program, Program::Paths(_)) {
         steps.push(Step::FindProgram);
     }
-    if start.is_some() {
-        steps.push(Step::CloseOthers);
-    }
     // As late as can be, so that the filter need not allow what came before. The agent is told at create, as runc does it.
     let filter = filter.filter(|_| process.no_new_privileges() == Some(true));
     let before_start = filter.is_some_and(Filter::notifies);
-    let load = |filter: &Filter| [Step::CloseOnExec, filter.step()];
-    steps.extend(filter.filter(|_| before_start).into_iter().flat_map(load));
+    if start.is_some() || filter.is_some() {
+        steps.push(Step::CloseOthers);
+    }
+    steps.extend(filter.filter(|_| before_start).map(Filter::step));
     steps.extend(start);
-    steps.extend(filter.filter(|_| !before_start).into_iter().flat_map(load));
+    steps.extend(filter.filter(|_| !before_start).map(Filter::step));
     executing(program, argv, environment, called, steps)
 }
 
@@ -168,7 +166,8 @@ pub(super) fn executing(
 
 /// The cgroup, where the process is not born in it. To be joined while the host's file systems are still in sight.
 pub(super) fn join_cgroup(cgroup: &Cgroup) -> Result<Option<Step>> {
-    if cgroup.v2() { Ok(None) } else { Ok(Some(Step::JoinCgroups(cgroup.task_files()?))) }
+    let files = cgroup.task_files()?;
+    Ok((!files.is_empty()).then_some(Step::JoinCgroups(files)))
 }
 
 /// The OOM score, where the spec names one. To be set while the host's /proc is still in sight.

@@ -6,11 +6,14 @@
 //! - `HYBRID_CONTAINERD`: the release lines to test with, such as `1.6,2.x`; each that can be had when not set.
 //! - `HYBRID_RUNTIME`: `io.containerd.runc.v2` runs the tests against runc's shim, which tests the tests.
 //! - `HYBRID_SHIM`: another binary than the one cargo has just built.
+//! - `HYBRID_SYSTEMD`: anything runs the tests of the systemd cgroup driver, and no others, on the host itself, whose process
+//!   1 has to be systemd; without it they are skipped.
 #![forbid(unsafe_code)]
 
 mod bad_input;
 mod churn;
 mod crash;
+mod cve;
 mod events;
 mod exec;
 mod exec_io;
@@ -22,6 +25,7 @@ mod harness;
 mod hooks;
 mod hooks_life;
 mod hostile;
+mod hostile_image;
 mod info;
 mod io;
 mod isolation;
@@ -37,6 +41,7 @@ mod seccomp;
 mod signals;
 mod soak;
 mod stdio;
+mod systemd;
 mod table;
 mod telemetry;
 mod terminal;
@@ -70,6 +75,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("logger", logger::CASES),
     ("lifecycle", lifecycle::CASES),
     ("oom", oom::CASES),
+    ("systemd", systemd::CASES),
     ("options", options::CASES),
     ("info", info::CASES),
     ("user_namespace", user_namespace::CASES),
@@ -79,6 +85,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("protocol", protocol::CASES),
     ("table", table::CASES),
     ("hostile", hostile::CASES),
+    ("hostile_image", hostile_image::CASES),
+    ("cve", cve::CASES),
     ("restart", restart::CASES),
     ("crash", crash::CASES),
     ("churn", churn::CASES),

@@ -57,7 +57,6 @@ pub const CASES: &[Case] = &[
         }
         Ok(())
     }),
-    Case::new("cwd_that_leads_out", cwd_that_leads_out),
     Case::new("program_found_in_path", |test| {
         let spec = test.spec(&[])?.set("/process/args", json!(["probe", "hello"]))?;
         let spec = spec.set("/process/env", json!(["PATH=/nowhere:/bin"]))?;
@@ -230,22 +229,6 @@ fn dropped_for_a_user(test: &Test) -> Result<()> {
     let ids = Ids::of(spec.run()?.done()?.stdout);
     ensure!(ids.mask("CapEff:")? == 0 && ids.mask("CapPrm:")? == 0, "{}", ids.0);
     Ok(())
-}
-
-/// CVE-2024-21626: a folder of the host's by a descriptor that was open meanwhile.
-fn cwd_that_leads_out(test: &Test) -> Result<()> {
-    let task = test.task(&["pause"])?;
-    for number in 0..40 {
-        let cwd = format!("/proc/self/fd/{number}");
-        let id = test.other(&format!("fd{number}"));
-        let output = test.spec(&["pwd"])?.set("/process/cwd", json!(cwd))?.run()?.id(&id).output()?;
-        ensure!(output.code != 0, "{cwd}: {output}");
-        let exec = task.exec(&format!("fd{number}"), &["pwd"])?.set("/cwd", json!(cwd))?;
-        exec.add().context("Exec")?;
-        ensure!(exec.start().is_err(), "{cwd} was entered");
-        exec.delete().context("Delete")?;
-    }
-    task.end()
 }
 
 fn rlimits(test: &Test) -> Result<()> {

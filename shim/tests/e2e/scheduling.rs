@@ -1,7 +1,8 @@
 //! How the kernel is to run a process: scheduler, I/O priority, CPUs, execution domain, memory policy.
 use crate::harness::command::Output;
-use crate::harness::{Case, Kind, Runtime, Test};
+use crate::harness::{Case, Runtime, Test};
 use anyhow::{Context, Result, ensure};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -82,7 +83,8 @@ pub const CASES: &[Case] = &[
     .hybrid_only(), // runc since 1.4
     Case::new("of_the_container_and_its_processes", processes).hybrid_only(),
     Case::new("seen_from_the_host", seen_from_the_host).all().hybrid_only(),
-    Case::new("exec_cpu_affinity", affinity).hybrid_only(), // runc since 1.3
+    Case::new("cpus_of_a_bound_shim", bound_shim).all().hybrid_only(), // runc since 1.3
+    Case::new("exec_cpu_affinity", affinity).hybrid_only(),            // runc since 1.3
 ];
 
 /// What `uname` says of the machine to 32-bit programs.
@@ -160,7 +162,27 @@ fn seen_from_the_host(test: &Test) -> Result<()> {
     task.end()
 }
 
-/// Only for processes that join; the one that starts the container has all CPUs, whatever the shim has.
+/// A shim that is bound to some CPUs leaves its containers all that the cgroup has.
+fn bound_shim(test: &Test) -> Result<()> {
+    let own = sched_getaffinity(None).context("reading the own CPUs")?;
+    let mut first = CpuSet::new();
+    first.set((0..CpuSet::MAX_CPU).find(|cpu| own.is_set(*cpu)).context("a CPU")?);
+    let all = allowed(std::process::id())?;
+    // What is started from here has it too.
+    sched_setaffinity(None, &first).context("binding this thread")?;
+    let task = test.task(&["pause"]);
+    sched_setaffinity(None, &own).context("freeing this thread")?;
+    let task = task?;
+    ensure!(allowed(task.pid)? == all, "init has {}", allowed(task.pid)?);
+    let exec = task.exec("one", &["pause"])?.null_io();
+    let pid = exec.spawn()?;
+    ensure!(allowed(pid)? == all, "the exec'd process has {}", allowed(pid)?);
+    exec.kill(9).context("Kill")?;
+    exec.finish()?;
+    task.end()
+}
+
+/// Only for processes that join; the one that starts the container has all CPUs.
 fn affinity(test: &Test) -> Result<()> {
     let spec = test.spec(&["pause"])?.set("/process/execCPUAffinity", json!({"initial": "0", "final": "1"}))?;
     let task = test.task_of(spec)?;
@@ -196,7 +218,6 @@ fn affinity(test: &Test) -> Result<()> {
     let error = wrong.start().err().context("it was started")?.to_string();
     ensure!(test.runtime() == Runtime::Runc || error.contains("process.execCPUAffinity.final"), "{error}");
     wrong.delete().context("Delete")?;
-    ensure!(test.kind == Kind::Linux, "the probe shows it on Linux only");
     task.end()
 }
 

@@ -30,11 +30,12 @@ use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags};
 use rustix::thread::ThreadNameSpaceType;
 
-use self::identity::{become_user, drop_bounding, hide_memory, write_attribute, write_below, write_proc};
+use self::identity::{become_user, drop_bounding, hide_memory, write_proc};
 use self::streams::{stdio, terminal};
 use self::tree::{READ_ONLY, WRITABLE, clone_tree, propagation_flags};
 use super::filesystem::make_filesystem;
 use super::step::{Plan, Program, Step};
+use crate::procfs::write_below;
 use crate::sys;
 
 /// What the parent sends to let the child go on.
@@ -91,8 +92,8 @@ struct Context<'a> {
     found: usize,
     /// Whether the current folder is that of the spec.
     in_cwd: bool,
-    /// Whether every descriptor but the standard ones is closed on execve.
-    closes_on_exec: bool,
+    /// Whether what is open of the shim's is closed but for what the program needs.
+    closed_others: bool,
 }
 
 /// Runs the plan. Returns only when something failed, with the exit code.
@@ -107,9 +108,10 @@ pub(crate) fn run(plan: &Plan, parent: BorrowedFd<'_>) -> i32 {
         terminal: None,
         found: 0,
         in_cwd: false,
-        closes_on_exec: false,
+        closed_others: false,
     };
-    let failure = match sys::reset_signals() {
+    // The first of all: it is in the container's pid namespace already.
+    let failure = match hide_memory().and_then(|()| sys::reset_signals()) {
         Err(errno) => (0, errno),
         Ok(()) => match run_steps(&mut context) {
             Ok(()) => return FAILED,
@@ -137,10 +139,7 @@ impl<'a> Context<'a> {
             Step::JoinCgroups(files) => files.iter().try_for_each(|tasks| rustix::io::write(tasks, b"0").map(drop)),
             Step::OomScore(score) => write_proc(c"/proc/self/oom_score_adj", score.to_bytes()),
             Step::Session => rustix::process::setsid().map(drop),
-            Step::AwaitMappings => {
-                hide_memory()?;
-                self.await_go()
-            }
+            Step::AwaitMappings => self.await_go(),
             Step::EnterFolder(path) => rustix::process::chdir(path.as_c_str()),
             Step::BecomeRoot => {
                 rustix::thread::set_thread_groups(&[])?;
@@ -150,10 +149,7 @@ impl<'a> Context<'a> {
                 rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             }
             Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
-            Step::JoinContainer(init, kinds) => {
-                hide_memory()?;
-                rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds)
-            }
+            Step::JoinContainer(init, kinds) => rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds),
             Step::Unshare(flags, _) => sys::unshare(*flags),
             Step::Keyring(name) => match sys::join_session_keyring(name) {
                 // A kernel without keyrings has nothing to keep apart.
@@ -221,11 +217,13 @@ impl<'a> Context<'a> {
             Step::Console(slave) => self.mount_console(slave.as_fd()),
             Step::OpenTerminal { size } => self.open_terminal(*size),
             Step::Rlimit(resource, limit) => rustix::process::setrlimit(*resource, *limit),
-            Step::AppArmor(profile) => match write_attribute(c"apparmor/exec", profile) {
-                // Before Linux 5.8.
-                Err(Errno::NOENT) => write_attribute(c"exec", profile),
-                result => result,
-            },
+            Step::AppArmor(profile) => {
+                match write_proc(c"/proc/thread-self/attr/apparmor/exec", profile.to_bytes()) {
+                    // Before Linux 5.8.
+                    Err(Errno::NOENT) => write_proc(c"/proc/thread-self/attr/exec", profile.to_bytes()),
+                    result => result,
+                }
+            }
             Step::BoundingSet { keep } => drop_bounding(*keep),
             Step::KeepCapabilities => rustix::thread::set_keep_capabilities(true),
             Step::Groups(groups) => rustix::thread::set_thread_groups(groups),
@@ -245,7 +243,7 @@ impl<'a> Context<'a> {
             Step::MakeCwd(path) => self.make_cwd(path),
             Step::Cwd { path, may_fail } => self.enter_cwd(path, *may_fail),
             Step::Scheduling(scheduling) => scheduling.apply(),
-            Step::Label { file, label } => write_attribute(file, label),
+            Step::Label { file, label } => write_proc(file, label.to_bytes()),
             Step::CwdOf(folder) => rustix::process::fchdir(folder),
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
             Step::Seccomp { program, flags, agent } => {
@@ -257,10 +255,9 @@ impl<'a> Context<'a> {
                 self.close_all_but(keep)?;
                 self.pause(HOOKS)
             }
-            Step::CloseOthers => self.close_others(),
-            Step::CloseOnExec => {
-                self.closes_on_exec = true;
-                sys::close_range_on_exec(3)
+            Step::CloseOthers => {
+                self.closed_others = true;
+                self.close_others()
             }
             Step::AwaitStart => self.pause(READY),
             Step::Exec => Err(self.exec()),

@@ -33,8 +33,9 @@ impl Context<'_> {
         let (file, pass) = match &plan.program {
             Program::Paths(candidates) => {
                 let Some(path) = candidates.get(self.found) else { return Errno::NOENT };
-                if !self.closes_on_exec
-                    && let Err(errno) = sys::close_range_on_exec(3)
+                // Closed, not just on execve: the path, or the interpreter that the file names, may lead to them.
+                if !self.closed_others
+                    && let Err(errno) = self.close_all_but(&[])
                 {
                     return errno;
                 }

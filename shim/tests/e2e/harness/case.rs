@@ -77,6 +77,8 @@ pub struct CaseOf<B> {
     pub ignored: bool,
     /// Whether it means something on the newest release line.
     pub on_newest: bool,
+    /// Whether it takes a host whose process 1 is systemd.
+    pub on_systemd: bool,
     pub body: B,
 }
 
@@ -84,7 +86,16 @@ impl<B: Copy> CaseOf<B> {
     /// A test of Linux containers that runc passes as well.
     pub const fn new(name: &'static str, body: B) -> Self {
         let kinds = &[Kind::Linux];
-        CaseOf { name, kinds, hybrid_only: false, exclusive: false, ignored: false, on_newest: true, body }
+        CaseOf {
+            name,
+            kinds,
+            hybrid_only: false,
+            exclusive: false,
+            ignored: false,
+            on_newest: true,
+            on_systemd: false,
+            body,
+        }
     }
 
     /// The test runs once for each of `kinds`.
@@ -117,6 +128,12 @@ impl<B: Copy> CaseOf<B> {
     /// It is about what changes with the newest release line.
     pub const fn before_newest(mut self) -> Self {
         self.on_newest = false;
+        self
+    }
+
+    /// It takes a host whose process 1 is systemd, and is skipped elsewhere.
+    pub const fn on_systemd(mut self) -> Self {
+        self.on_systemd = true;
         self
     }
 

@@ -55,6 +55,21 @@ fn inside() -> Option<Vec<(String, PathBuf)>> {
     Some(entries.map(|(name, programs)| (name.to_owned(), PathBuf::from(programs))).collect())
 }
 
+/// Set to run the tests of the systemd cgroup driver, and no others, on the host itself: systemd knows processes by the pids
+/// of its own namespace.
+const SYSTEMD: &str = "HYBRID_SYSTEMD";
+
+/// Whether it is to be so.
+pub fn on_systemd() -> bool {
+    std::env::var_os(SYSTEMD).is_some_and(|value| !value.is_empty())
+}
+
+/// The release lines and their folders for a run that is not isolated.
+pub fn on_the_host(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    ensure!(Path::new("/run/systemd/system").is_dir(), "{SYSTEMD} is set, and process 1 of this host is not systemd");
+    lines(default)
+}
+
 fn lines(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let wanted = std::env::var("HYBRID_CONTAINERD").unwrap_or_default();
     let named: Vec<&str> = wanted.split([',', ' ']).filter(|line| !line.is_empty() && *line != "all").collect();

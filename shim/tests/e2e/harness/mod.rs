@@ -8,6 +8,7 @@ pub mod events;
 pub mod exec;
 pub mod fifos;
 pub mod hooks;
+pub mod host;
 pub mod isolated;
 pub mod leaks;
 pub mod pty;
