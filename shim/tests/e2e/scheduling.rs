@@ -115,8 +115,11 @@ fn refused(test: &Test, pointer: &str, value: Value, field: &str) -> Result<()> 
     direct.remove()
 }
 
-/// A spec with all of them.
-const SET: [(&str, fn() -> Value); 4] = [
+/// A field of the spec, and a value.
+type Field = (&'static str, fn() -> Value);
+
+/// All of them.
+const SET: [Field; 4] = [
     ("/process/scheduler", || json!({"policy": "SCHED_BATCH", "nice": 3})),
     ("/process/ioPriority", || json!({"class": "IOPRIO_CLASS_BE", "priority": 2})),
     ("/linux/personality", || json!({"domain": "LINUX32"})),
