@@ -137,15 +137,16 @@ pub(super) fn program(
     if matches!(program, Program::Paths(_)) {
         steps.push(Step::FindProgram);
     }
+    if start.is_some() {
+        steps.push(Step::CloseOthers);
+    }
     // As late as can be, so that the filter need not allow what came before. The agent is told at create, as runc does it.
     let filter = filter.filter(|_| process.no_new_privileges() == Some(true));
     let before_start = filter.is_some_and(Filter::notifies);
-    if start.is_some() || filter.is_some() {
-        steps.push(Step::CloseOthers);
-    }
-    steps.extend(filter.filter(|_| before_start).map(Filter::step));
+    let load = |filter: &Filter| [Step::CloseForExec, filter.step()];
+    steps.extend(filter.filter(|_| before_start).into_iter().flat_map(load));
     steps.extend(start);
-    steps.extend(filter.filter(|_| !before_start).map(Filter::step));
+    steps.extend(filter.filter(|_| !before_start).into_iter().flat_map(load));
     executing(program, argv, environment, called, steps)
 }
 

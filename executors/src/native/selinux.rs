@@ -26,12 +26,12 @@ fn enabled() -> bool {
 
 /// The label of the program that the process executes. To be run while the host's /proc is in sight.
 pub(super) fn of_program(process: &Process) -> Result<Option<Step>> {
-    step(process, c"/proc/thread-self/attr/exec")
+    step(process, c"exec")
 }
 
 /// The label of the keyring that is made next; execve(2) takes it back.
 pub(super) fn of_keyring(process: &Process) -> Result<Option<Step>> {
-    step(process, c"/proc/thread-self/attr/keycreate")
+    step(process, c"keycreate")
 }
 
 fn step(process: &Process, file: &'static std::ffi::CStr) -> Result<Option<Step>> {

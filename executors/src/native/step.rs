@@ -181,7 +181,7 @@ pub(crate) enum Step {
     },
     /// How the kernel is to run the process.
     Scheduling(Scheduling),
-    /// SELinux labels of the next execve(2), or of keyrings made before: the file of the host's /proc, and the label.
+    /// SELinux labels of the next execve(2), or of keyrings made before: the file in /proc/thread-self/attr, and the label.
     Label {
         file: &'static CStr,
         label: CString,
@@ -199,6 +199,8 @@ pub(crate) enum Step {
     FindProgram,
     /// Close what this process has of the shim's and doesn't need any more.
     CloseOthers,
+    /// Let nothing else than the standard streams outlive execve(2), before a filter may forbid to say so.
+    CloseForExec,
     /// Report that everything is ready, and wait for the start.
     AwaitStart,
     Exec,
@@ -287,13 +289,13 @@ impl fmt::Display for Step {
             Step::Cwd { path, .. } => write!(f, "process.cwd: chdir to {}", Text(path)),
             Step::Scheduling(scheduling) => scheduling.fmt(f),
             Step::Label { file, label } => {
-                write!(f, "process.selinuxLabel: write {label:?} to {}", file.to_string_lossy())
+                write!(f, "process.selinuxLabel: write {label:?} to attr/{}", file.to_string_lossy())
             }
             Step::NoNewPrivileges => write!(f, "process.noNewPrivileges"),
             Step::Seccomp { .. } => write!(f, "linux.seccomp: load the filter"),
             Step::FindProgram => write!(f, "find the program"),
             Step::AwaitHooks { .. } => write!(f, "wait for the hooks"),
-            Step::CloseOthers => write!(f, "close descriptors"),
+            Step::CloseOthers | Step::CloseForExec => write!(f, "close descriptors"),
             Step::AwaitStart => write!(f, "wait for the start"),
             Step::Exec => write!(f, "execve"),
         }

@@ -30,7 +30,7 @@ use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags};
 use rustix::thread::ThreadNameSpaceType;
 
-use self::identity::{become_user, drop_bounding, hide_memory, write_proc};
+use self::identity::{become_user, drop_bounding, hide_memory, write_attribute, write_proc};
 use self::streams::{stdio, terminal};
 use self::tree::{READ_ONLY, WRITABLE, clone_tree, propagation_flags};
 use super::filesystem::make_filesystem;
@@ -92,8 +92,8 @@ struct Context<'a> {
     found: usize,
     /// Whether the current folder is that of the spec.
     in_cwd: bool,
-    /// Whether what is open of the shim's is closed but for what the program needs.
-    closed_others: bool,
+    /// Whether all is closed that the program must not get.
+    closed: bool,
 }
 
 /// Runs the plan. Returns only when something failed, with the exit code.
@@ -108,7 +108,7 @@ pub(crate) fn run(plan: &Plan, parent: BorrowedFd<'_>) -> i32 {
         terminal: None,
         found: 0,
         in_cwd: false,
-        closed_others: false,
+        closed: false,
     };
     // The first of all: it is in the container's pid namespace already.
     let failure = match hide_memory().and_then(|()| sys::reset_signals()) {
@@ -217,13 +217,11 @@ impl<'a> Context<'a> {
             Step::Console(slave) => self.mount_console(slave.as_fd()),
             Step::OpenTerminal { size } => self.open_terminal(*size),
             Step::Rlimit(resource, limit) => rustix::process::setrlimit(*resource, *limit),
-            Step::AppArmor(profile) => {
-                match write_proc(c"/proc/thread-self/attr/apparmor/exec", profile.to_bytes()) {
-                    // Before Linux 5.8.
-                    Err(Errno::NOENT) => write_proc(c"/proc/thread-self/attr/exec", profile.to_bytes()),
-                    result => result,
-                }
-            }
+            Step::AppArmor(profile) => match write_attribute(c"apparmor/exec", profile) {
+                // Before Linux 5.8.
+                Err(Errno::NOENT) => write_attribute(c"exec", profile),
+                result => result,
+            },
             Step::BoundingSet { keep } => drop_bounding(*keep),
             Step::KeepCapabilities => rustix::thread::set_keep_capabilities(true),
             Step::Groups(groups) => rustix::thread::set_thread_groups(groups),
@@ -243,7 +241,7 @@ impl<'a> Context<'a> {
             Step::MakeCwd(path) => self.make_cwd(path),
             Step::Cwd { path, may_fail } => self.enter_cwd(path, *may_fail),
             Step::Scheduling(scheduling) => scheduling.apply(),
-            Step::Label { file, label } => write_proc(file, label.to_bytes()),
+            Step::Label { file, label } => write_attribute(file, label),
             Step::CwdOf(folder) => rustix::process::fchdir(folder),
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
             Step::Seccomp { program, flags, agent } => {
@@ -255,10 +253,8 @@ impl<'a> Context<'a> {
                 self.close_all_but(keep)?;
                 self.pause(HOOKS)
             }
-            Step::CloseOthers => {
-                self.closed_others = true;
-                self.close_others()
-            }
+            Step::CloseOthers => self.close_others(),
+            Step::CloseForExec => self.close_for_exec(),
             Step::AwaitStart => self.pause(READY),
             Step::Exec => Err(self.exec()),
         }

@@ -10,7 +10,7 @@ use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::Context;
-use super::identity::enter_cwd;
+use super::identity::enter_folder;
 use crate::native::filesystem::make_filesystem;
 use crate::native::mounts;
 use crate::native::resolve::{self, Make};
@@ -151,20 +151,21 @@ impl<'a> Context<'a> {
                 sys::leak(folder);
                 Ok(())
             }
-            // What a magic link leads to is not for us to make; it is refused when it is to be entered.
+            // What a magic link leads to is there or not, and looked at when it is entered.
             Err(Errno::LOOP) => Ok(()),
             Err(errno) => Err(errno),
         }
     }
 
     pub(super) fn enter_cwd(&mut self, path: &CStr, may_fail: bool) -> Result<()> {
-        if !self.in_cwd {
-            match enter_cwd(path) {
-                Err(Errno::ACCESS | Errno::PERM) if may_fail => return Ok(()),
-                result => result?,
-            }
-            self.in_cwd = true;
+        if self.in_cwd {
+            return Ok(());
         }
+        match enter_folder(path) {
+            Err(Errno::ACCESS | Errno::PERM) if may_fail => return Ok(()),
+            result => result?,
+        }
+        self.in_cwd = true;
         Ok(())
     }
 
