@@ -1,5 +1,4 @@
 /* What the kernel says of how it runs this process, and what it answers to single calls. Linux only. */
-#ifndef __wasi__
 #define _GNU_SOURCE
 #include "probe.h"
 #include <errno.h>
@@ -22,8 +21,9 @@ int show_scheduling(void) {
     } attr = {0};
     if (syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0) < 0)
         return fail("sched_getattr");
-    printf("scheduler %u %llu %d %u %llu %llu %llu\n", attr.policy, attr.flags, attr.nice, attr.priority, attr.runtime,
-           attr.deadline, attr.period);
+    printf("scheduler %u %llu %d %u\n", attr.policy, attr.flags, attr.nice, attr.priority);
+    if (attr.policy == 6)
+        printf("deadline %llu %llu %llu\n", attr.runtime, attr.deadline, attr.period);
     long io = syscall(SYS_ioprio_get, 1, 0);
     if (io < 0)
         return fail("ioprio_get");
@@ -65,4 +65,3 @@ int call32(long number, unsigned long argument) {
     return 0;
 #endif
 }
-#endif

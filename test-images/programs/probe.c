@@ -448,6 +448,12 @@ int main(int argc, char **argv) {
         return show_sizes(atoi(first));
     if (HAS("raw", first))
         return raw(atol(first));
+    if (IS("scheduling"))
+        return show_scheduling();
+    if (HAS("call", second))
+        return call(strcmp(first, "umask") ? atol(first) : SYS_umask, strtoul(second, NULL, 0));
+    if (HAS("call32", second))
+        return call32(atol(first), strtoul(second, NULL, 0));
     if (HAS("swap", second))
         return swap(first, second);
     if (HAS("peek", first))
@@ -456,12 +462,6 @@ int main(int argc, char **argv) {
         return hunt();
     if (HAS("storm", first))
         return storm(first);
-    if (IS("scheduling"))
-        return show_scheduling();
-    if (HAS("call", second))
-        return call(strcmp(first, "umask") ? atol(first) : SYS_umask, strtoul(second, NULL, 0));
-    if (HAS("call32", second))
-        return call32(atol(first), strtoul(second, NULL, 0));
     if (HAS("eat-in-child", first))
         return eat_in_child(atol(first));
 #endif

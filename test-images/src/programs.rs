@@ -10,9 +10,9 @@ use std::process::Command;
 const FLAGS: [&str; 6] = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,--strip-all"];
 
 /// What both kinds of the probe are made of.
-const PROBE: &[&str] = &["probe.c", "terminal.c", "memory.c", "kernel.c"];
+const PROBE: &[&str] = &["probe.c", "terminal.c", "memory.c"];
 
-/// The probe that can attack, too.
+/// The same with what only Linux has.
 const LINUX_PROBE: &[&str] = &["probe.c", "terminal.c", "memory.c", "kernel.c", "attack.c"];
 
 const LINUX: Program = Program { name: "probe", wasm: false, sources: LINUX_PROBE };

@@ -145,7 +145,6 @@ impl Joining {
             let readonly = self.writable_of_the_kernel.iter().map(|path| cstring(path)).collect::<Result<_>>()?;
             steps.push(Step::GuestRootOfContainer { readonly, init: duplicate(init)? });
         }
-        user::rlimits(process, &mut steps);
         steps.extend(scheduling::of_process(process)?);
         steps.extend(self.scheduling.steps());
         user::compile(process, self.mappings.is_some(), self.filter.as_ref(), stdio, &mut steps)?;

@@ -88,7 +88,6 @@ pub(crate) fn compile(
         steps.push(move_root::isolate());
     }
     let (stdio, console) = file_systems(bundle, mappings.as_ref(), rootfs, cgroup, stdio, for_guest, &mut steps)?;
-    user::rlimits(process, &mut steps);
     apparmor(process, &mut steps)?;
     steps.extend(selinux::of_program(process)?);
     // From here on the container's root is "/".

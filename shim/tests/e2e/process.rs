@@ -57,7 +57,6 @@ pub const CASES: &[Case] = &[
         }
         Ok(())
     }),
-    Case::new("cwd_that_leads_out", cwd_that_leads_out),
     Case::new("program_found_in_path", |test| {
         let spec = test.spec(&[])?.set("/process/args", json!(["probe", "hello"]))?;
         let spec = spec.set("/process/env", json!(["PATH=/nowhere:/bin"]))?;
@@ -120,6 +119,7 @@ pub const CASES: &[Case] = &[
         let spec = test.spec(&["hello"])?.set("/process/commandLine", json!("hello"))?;
         spec.set("/process/user/username", json!("somebody"))?.run()?.done().map(drop)
     }),
+    Case::new("apparmor_profile", apparmor),
     Case::new("labels_without_selinux", |test| {
         if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
             return Ok(());
@@ -232,19 +232,29 @@ fn dropped_for_a_user(test: &Test) -> Result<()> {
     Ok(())
 }
 
-/// CVE-2024-21626: a folder of the host's by a descriptor that was open meanwhile.
-fn cwd_that_leads_out(test: &Test) -> Result<()> {
-    let task = test.task(&["pause"])?;
-    for number in 0..40 {
-        let cwd = format!("/proc/self/fd/{number}");
-        let id = test.other(&format!("fd{number}"));
-        let output = test.spec(&["pwd"])?.set("/process/cwd", json!(cwd))?.run()?.id(&id).output()?;
-        ensure!(output.code != 0, "{cwd}: {output}");
-        let exec = task.exec(&format!("fd{number}"), &["pwd"])?.set("/cwd", json!(cwd))?;
-        exec.add().context("Exec")?;
-        ensure!(exec.start().is_err(), "{cwd} was entered");
-        exec.delete().context("Delete")?;
+/// The profile of init, which containerd loads, and that of an exec'd process; refused where there is no AppArmor.
+fn apparmor(test: &Test) -> Result<()> {
+    const PROFILE: &str = "hybrid-test";
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    if !enabled.is_ok_and(|enabled| enabled.starts_with('Y')) {
+        let spec = test.spec(&["hello"])?.set("/process/apparmorProfile", json!(PROFILE))?;
+        let output = spec.run()?.output()?;
+        ensure!(output.code != 0, "{output}");
+        if test.runtime() == Runtime::Hybrid {
+            output.refused(&["process.apparmorProfile", "AppArmor"])?;
+        }
+        return Ok(());
     }
+    let shown = format!("{PROFILE} (enforce)\n");
+    let run = test.run(&["cat", "/proc/self/attr/current"]).id(&test.other("init"));
+    let output = run.flags(&["--apparmor-default-profile", PROFILE]).done()?;
+    ensure!(output.stdout == shown, "{output}");
+    let task = test.task_of(test.spec(&["pause"])?.set("/process/apparmorProfile", json!(PROFILE))?)?;
+    let output = task.exec("like", &["cat", "/proc/self/attr/current"])?.run()?.exits(0)?;
+    ensure!(output.stdout == shown, "{output}");
+    let other = task.exec("other", &["cat", "/proc/self/attr/current"])?;
+    let output = other.set("/apparmorProfile", json!("unconfined"))?.run()?.exits(0)?;
+    ensure!(output.stdout == "unconfined\n", "{output}");
     task.end()
 }
 

@@ -48,7 +48,8 @@ pub const CASES: &[Case] = &[
         let output = test.spec(&["hello"])?.set("/linux/seccomp", profile)?.run()?.output()?;
         ensure!(output.code != 0, "{output}");
         Ok(())
-    }),
+    })
+    .hybrid_only(), // runc since 1.2
     Case::new("architectures", architectures),
     Case::new("newer_calls_are_not_implemented", newer_calls),
     Case::new("no_rules", |test| {
