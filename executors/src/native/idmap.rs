@@ -78,6 +78,14 @@ impl Idmaps {
     }
 }
 
+/// Whether a mount asks for it.
+pub(crate) fn is_id_mapped(mount: &Mount) -> bool {
+    let lists = [mount.uid_mappings(), mount.gid_mappings()];
+    let is_set = |list: &&Option<Vec<LinuxIdMapping>>| list.as_deref().is_some_and(|list| !list.is_empty());
+    let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+    lists.iter().any(is_set) || options.idmap.is_some()
+}
+
 /// The mappings of a user namespace, as this process's own sees them.
 pub(super) fn mappings_of(namespace: BorrowedFd<'_>) -> Result<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)> {
     let what = || "linux.namespaces: join the user namespace";

@@ -13,14 +13,16 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount};
 use rustix::io::Errno;
 
 use super::filesystem::{NewFilesystem, make_filesystem};
-use super::idmap::Idmaps;
+use super::idmap::{Idmaps, is_id_mapped};
 use super::options::{Options, Parameter, Recursive};
 use super::resolve::Make;
+use super::selinux;
 use super::step::{Step, Target};
 use super::user_namespace::IdMappings;
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result, bail};
+use crate::procfs;
 use crate::rootfs::{clone_tree, set_attributes, split_lower_folders};
 use crate::sys::{self, MountAttr};
 use crate::{Error, Kind};
@@ -57,6 +59,19 @@ struct Container<'a> {
     base: u64,
 }
 
+/// Everything about the mounts that is decided without looking at the host.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn decide(bundle: &Bundle) -> Result<()> {
+    for mount in bundle.spec().mounts().iter().flatten() {
+        let what = || format!("mounts: {}", mount.destination().display());
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+        let fstype = mount.typ().as_deref().unwrap_or_default();
+        NewFilesystem::new(fstype, source(mount, fstype), &options).or_kind(Kind::InvalidArgument, what)?;
+        target(mount.destination(), Make::Directory, false)?;
+    }
+    Ok(())
+}
+
 /// Where the spec mounts the kernel's own state so that it can be written to.
 pub(super) fn writable_of_the_kernel(bundle: &Bundle) -> impl Iterator<Item = &Path> {
     let writable = |mount: &&Mount| {
@@ -77,13 +92,12 @@ fn one(
     steps: &mut Vec<Step>,
     last: &mut Vec<Step>,
 ) -> Result<()> {
-    let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+    let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
     let fstype = mount.typ().as_deref().unwrap_or_default();
     if fstype == "bind" || options.bind.is_some() {
         return bind(container, mount, &options, idmaps, steps);
     }
-    let is_set = |list: &Option<Vec<_>>| list.as_deref().is_some_and(|list| !list.is_empty());
-    if options.idmap.is_some() || is_set(mount.uid_mappings()) || is_set(mount.gid_mappings()) {
+    if is_id_mapped(mount) {
         bail!(InvalidArgument, "uidMappings: only ids of a bind mount can be mapped");
     }
     if options.copy_up && (fstype != "tmpfs" || options.remount) {
@@ -91,6 +105,9 @@ fn one(
     }
     if options.remount {
         return remount(mount, &options, steps);
+    }
+    if !matches!(fstype, "proc" | "sysfs" | "mqueue" | "cgroup" | "cgroup2") {
+        options.data.extend(selinux::of_mounts(container.bundle.linux())?);
     }
     let has_mode = options.data.iter().any(|parameter| matches!(parameter, Parameter::Value(key, _) if key == "mode"));
     match fstype {
@@ -129,6 +146,10 @@ fn bind(
     let what = || format!("source {}", source.display());
     let make = make_like(&source).or_kind(Kind::InvalidArgument, what)?;
     let tree = clone_tree(&source, options.bind.unwrap_or(Recursive::No)).or_kind(Kind::InvalidArgument, what)?;
+    // Else masks and read-only paths would name what is no file of the kernel's (CVE-2019-16884).
+    if mount.destination() == Path::new("/proc") && !procfs::contains(tree.as_fd()).or_kind(Kind::Internal, what)? {
+        bail!(InvalidArgument, "source {}: only a procfs may be mounted on /proc", source.display());
+    }
     if container.base != 0 {
         let attr = MountAttr { propagation: container.base, ..MountAttr::default() };
         sys::mount_setattr(tree.as_fd(), true, &attr).or_kind(Kind::Internal, what)?;
@@ -145,8 +166,28 @@ fn bind(
     Ok(())
 }
 
+/// What lxcfs and others mount over files of procfs, as with runc; nothing else may be mounted in there.
+const MAY_BE_IN_PROC: [&str; 10] = [
+    "cpuinfo",
+    "diskstats",
+    "loadavg",
+    "meminfo",
+    "slabinfo",
+    "stat",
+    "swaps",
+    "sys/crypto/fips_enabled",
+    "sys/kernel/ns_last_pid",
+    "uptime",
+];
+
+/// Whether a mount may have this path, which is below /proc.
+pub(crate) fn may_be_in_proc(path: &[u8]) -> bool {
+    let below = path.strip_prefix(b"/proc/").unwrap_or_default();
+    MAY_BE_IN_PROC.iter().any(|name| name.as_bytes() == below)
+}
+
 /// Whether the target of a bind must be a folder or a file.
-fn make_like(source: &Path) -> std::io::Result<Make> {
+pub(crate) fn make_like(source: &Path) -> std::io::Result<Make> {
     Ok(if std::fs::metadata(source)?.is_dir() { Make::Directory } else { Make::File })
 }
 
@@ -247,7 +288,8 @@ fn cgroup(
         steps.push(Step::Attach { tree, at: target(at, Make::Directory, false)? });
         return Ok(());
     }
-    let tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"]);
+    let mut tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"]);
+    tmpfs.data.extend(selinux::of_mounts(container.bundle.linux())?);
     let filesystem = NewFilesystem::new("tmpfs", "tmpfs", &tmpfs).or_kind(Kind::Internal, || "options")?;
     let at_root = target(at, Make::Directory, false)?;
     steps.push(if container.mappings.is_some() {
@@ -282,6 +324,6 @@ fn target(path: &Path, make: Make, no_symlinks: bool) -> Result<Target> {
     Ok(Target { path: cstring(path)?, make, no_symlinks })
 }
 
-pub(super) fn cstring(path: &Path) -> Result<CString> {
+pub(crate) fn cstring(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes()).or_kind(Kind::InvalidArgument, || format!("{path:?}"))
 }

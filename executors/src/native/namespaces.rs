@@ -17,6 +17,7 @@ use super::user_namespace::{IdMappings, Settle};
 use crate::Kind;
 use crate::bundle::Bundle;
 use crate::error::{OrKind, Result, bail};
+use crate::procfs::Procfs;
 
 /// What clone3(2) is to do.
 pub(crate) struct Namespaces {
@@ -34,6 +35,19 @@ pub(crate) struct Namespaces {
     pub net_devices: Option<NetDevices>,
 }
 
+impl Namespaces {
+    /// Whether the child waits for [`Namespaces::settle`].
+    pub fn waits_for_parent(&self) -> bool {
+        self.user.is_some() || self.net_devices.is_some()
+    }
+
+    /// What only this process may do for the child, while that waits.
+    pub fn settle(&self, pid: u32) -> Result<()> {
+        self.user.as_ref().map_or(Ok(()), |user| user.settle(pid))?;
+        self.net_devices.as_ref().map_or(Ok(()), |devices| devices.move_to(pid))
+    }
+}
+
 /// Namespaces to make become clone flags, those to join become steps.
 pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: &mut Vec<Step>) -> Result<Namespaces> {
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Time, User, Uts};
@@ -45,7 +59,7 @@ pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: 
     let joins = |kind| bundle.namespace(kind).flatten().is_some();
     let is_new = |kind| bundle.namespace(kind) == Some(None);
     let in_between = joined.is_some() || is_new(Time) || mapped && (joins(Time) || joins(Mount));
-    if mapped || namespaces.net_devices.is_some() {
+    if mapped || namespaces.waits_for_parent() {
         steps.push(Step::AwaitParent);
     }
     if let Some(mappings) = mappings {
@@ -115,7 +129,7 @@ fn time_offsets(bundle: &Bundle) -> Result<Option<CString>> {
     if offsets.is_empty() { Ok(None) } else { text(&offsets.concat(), "linux.timeOffsets").map(Some) }
 }
 
-pub(super) fn open_namespace(path: &Path, name: &str) -> Result<OwnedFd> {
+pub(crate) fn open_namespace(path: &Path, name: &str) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .or_kind(Kind::InvalidArgument, || format!("linux.namespaces: open the {name} namespace {}", path.display()))
 }
@@ -129,7 +143,8 @@ pub(super) fn host_names(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
         steps.push(Step::Domainname(text(name, "domainname")?));
     }
     let Some(sysctls) = bundle.linux().sysctl().as_ref().filter(|sysctls| !sysctls.is_empty()) else { return Ok(()) };
-    let proc_sys = rustix::fs::open("/proc/sys", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    let proc_sys = Procfs::open()
+        .and_then(|procfs| procfs.folder(c"sys"))
         .or_kind(Kind::Internal, || "linux.sysctl: open /proc/sys")?;
     let proc_sys = Arc::new(proc_sys);
     refuse_of_the_host(bundle)?;
