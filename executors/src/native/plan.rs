@@ -130,8 +130,9 @@ pub(crate) fn compile_without_host(bundle: &Bundle) -> Result<Plan> {
         steps.push(Step::ReadonlyPath(text(path, "linux.readonlyPaths")?));
     }
     crate::console::size(process)?;
-    user::rlimits(process, &mut steps);
-    let filter = bundle.linux().seccomp().as_ref().map(Filter::new).transpose()?.flatten();
+    steps.extend(scheduling::of_process(process)?);
+    steps.extend(scheduling::of_container(bundle.linux())?.steps());
+    let filter = Filter::of(bundle)?;
     user::compile(process, mapped, filter.as_ref(), Step::Session, &mut steps)?;
     let environment = process.env().clone().unwrap_or_default();
     program(process, Payload::Spec, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)
