@@ -6,6 +6,7 @@
 //! - `HYBRID_CONTAINERD`: the release lines to test with, such as `1.6,2.x`; each that can be had when not set.
 //! - `HYBRID_RUNTIME`: `io.containerd.runc.v2` runs the tests against runc's shim, which tests the tests.
 //! - `HYBRID_SHIM`: another binary than the one cargo has just built.
+//! - `HYBRID_TESTS`: parts of names, separated by spaces: only tests with one of them, for more than one `FILTER`.
 //! - `HYBRID_SAVE_PROGRAMS`: a folder into which what the test images take is compiled, and no test is run: for a machine
 //!   without compilers, where `HYBRID_PROGRAMS` names it (`scripts/test-node`).
 #![forbid(unsafe_code)]
