@@ -8,6 +8,7 @@
 //! - `HYBRID_SHIM`: another binary than the one cargo has just built.
 //! - `HYBRID_SYSTEMD`: anything runs the tests of the systemd cgroup driver, and no others, on the host itself, whose process
 //!   1 has to be systemd; without it they are skipped.
+//! - `HYBRID_TESTS`: parts of names, separated by spaces: only tests with one of them, for more than one `FILTER`.
 //! - `HYBRID_SAVE_PROGRAMS`: a folder into which what the test images take is compiled, and no test is run: for a machine
 //!   without compilers, where `HYBRID_PROGRAMS` names it (`scripts/test-node`).
 #![forbid(unsafe_code)]
