@@ -15,7 +15,7 @@ use crate::native::launch::launch;
 use crate::native::plan::{self, Compiled, Payload};
 use crate::process::Process;
 use crate::rootfs::{Rootfs, RootfsMount};
-use crate::wasm;
+use crate::wasm::{self, WasmOptions};
 
 /// What a process has for its standard input, output and error.
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub struct CreateOptions {
     pub no_pivot_root: bool,
     /// Leave the container the session keyring of the shim instead of a new one (keyrings(7)).
     pub no_new_keyring: bool,
+    /// How guests are run.
+    pub wasm: WasmOptions,
 }
 
 /// Creates the container: afterwards its init process exists and waits to execute its program (OCI runtime spec,
@@ -53,10 +55,12 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &Cr
     // Each of these undoes itself when dropped, so a failure further down leaves nothing.
     let rootfs = Rootfs::mount(rootfs, bundle.root())?;
     let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
+    // Of a native container too: what is exec'd in it may be a module.
+    let wasm = options.wasm.of(&bundle)?;
     let payload = match entrypoint {
         Entrypoint::Native => Payload::Spec,
         Entrypoint::Wasm { module, path, function } => {
-            wasm::prepare(module, &path, function.as_deref())?.payload(args(bundle.process()))?
+            wasm::prepare(module, &path, function.as_deref(), &wasm)?.payload(args(bundle.process()))?
         }
     };
     let hooks = Hooks::of(&bundle);
@@ -75,7 +79,7 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &Cr
         hooks.surround_start(&init, &beside)?;
     }
     let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
-    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining, _poststop: poststop })
+    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining, wasm, _poststop: poststop })
 }
 
 /// A created container. [`Container::delete`] removes what it has on the host; dropping it kills it and does so too, but
@@ -87,6 +91,7 @@ pub struct Container {
     pub(crate) init: Arc<Process>,
     owns_pid_namespace: bool,
     pub(crate) joining: Joining,
+    pub(crate) wasm: WasmOptions,
     /// Dropped last.
     _poststop: Poststop,
 }

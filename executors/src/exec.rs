@@ -57,7 +57,7 @@ impl Container {
         let payload = match self.entrypoint(&process, root.as_fd())? {
             Entrypoint::Native => Payload::Spec,
             Entrypoint::Wasm { module, path, function } => {
-                wasm::prepare(module, &path, function.as_deref())?.payload(bundle::args(&process))?
+                wasm::prepare(module, &path, function.as_deref(), &self.wasm)?.payload(bundle::args(&process))?
             }
         };
         let (stdio, console) = match stdio {

@@ -38,6 +38,11 @@ const TESTS: &[(&str, fn())] = &[
     ("modules_are_refused_in_a_sentence", modules_are_refused_in_a_sentence),
     ("functions_are_called", functions_are_called),
     ("components_run", components_run),
+    ("commands_of_wasi_0_3_run", commands_of_wasi_0_3_run),
+    ("the_newest_entry_point_is_called", the_newest_entry_point_is_called),
+    ("wasi_0_3_can_be_turned_off", wasi_0_3_can_be_turned_off),
+    ("proposals_can_be_turned_on", proposals_can_be_turned_on),
+    ("annotations_are_checked", annotations_are_checked),
     ("signals_end_the_first_process_of_a_namespace", signals_end_the_first_process_of_a_namespace),
     ("a_settled_guest_takes_little_memory", a_settled_guest_takes_little_memory),
     ("too_little_address_space_is_told", too_little_address_space_is_told),
@@ -62,14 +67,37 @@ fn exit(code: i32) -> String {
 
 /// A command component without imports: its run gives ok (0) or err (1).
 fn command(result: i32) -> String {
+    format!("(component {})", run_export("wasi:cli/run@0.2.0", "", &format!("(i32.const {result})")))
+}
+
+/// The parts of a component that export `run` in an interface of that name. `kind` is empty, or `async` for WASI 0.3.
+fn run_export(name: &str, kind: &str, body: &str) -> String {
     format!(
         r#"(component
-            (core module $m (func (export "run") (result i32) (i32.const {result})))
+            (core module $m (func (export "run") (result i32) {body}))
             (core instance $i (instantiate $m))
-            (func $run (result (result)) (canon lift (core func $i "run")))
+            (type $t (func {kind} (result (result))))
+            (func $run (type $t) (canon lift (core func $i "run")))
             (instance $run (export "run" (func $run)))
-            (export "wasi:cli/run@0.2.0" (instance $run)))"#
+            (export "run" (instance $run)))"#
     )
+    .replacen("(component", &format!("(component ${}", identifier(name)), 1)
+        + &format!(
+            r#"(instance ${0}-i (instantiate ${0})) (alias export ${0}-i "run" (instance ${0}-r))
+            (export "{name}" (instance ${0}-r))"#,
+            identifier(name)
+        )
+}
+
+/// A name that can stand behind a `$`.
+fn identifier(name: &str) -> String {
+    name.replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+}
+
+/// A command component of WASI 0.3.
+fn command03(version: &str, result: i32) -> String {
+    let run = run_export(&format!("wasi:cli/run@{version}"), "async", &format!("(i32.const {result})"));
+    format!("(component {run})")
 }
 
 fn wat(text: &str) -> Vec<u8> {
@@ -101,10 +129,14 @@ struct Ended {
 }
 
 fn create_in(bundle: &Path, program: &str, process: &str) -> Result<Run, Error> {
+    create_as(bundle, program, process, "", &CreateOptions::default())
+}
+
+fn create_as(bundle: &Path, program: &str, process: &str, more: &str, options: &CreateOptions) -> Result<Run, Error> {
     let spec = format!(
         r#"{{"ociVersion": "1.1.0", "root": {{"path": "rootfs"}},
             "process": {{"args": ["{program}"], "cwd": "/", "user": {{"uid": 0, "gid": 0}}, "noNewPrivileges": true {process}}},
-            "linux": {{"namespaces": [{{"type": "pid"}}, {{"type": "mount"}}, {{"type": "ipc"}}, {{"type": "uts"}}]}}}}"#
+            "linux": {{"namespaces": [{{"type": "pid"}}, {{"type": "mount"}}, {{"type": "ipc"}}, {{"type": "uts"}}]}}{more}}}"#
     );
     std::fs::write(bundle.join("config.json"), spec).unwrap();
     let stderr =
@@ -112,8 +144,13 @@ fn create_in(bundle: &Path, program: &str, process: &str) -> Result<Run, Error> 
     let id = format!("test-{}-{}", std::process::id(), unique());
     let streams = executors::Streams { stderr: Some(stderr.try_clone().unwrap().into()), ..Default::default() };
     let stdio = executors::Stdio::Streams(streams);
-    let container = executors::create(Bundle::open(&id, bundle)?, &[], stdio, &CreateOptions::default())?;
+    let container = executors::create(Bundle::open(&id, bundle)?, &[], stdio, options)?;
     Ok(Run { container, stderr })
+}
+
+/// The same with more members of the spec behind `more`, and options.
+fn create_with(module: &[u8], more: &str, options: &CreateOptions) -> Result<Run, Error> {
+    create_as(&bundle(module), "/app.wasm", "", more, options)
 }
 
 /// Makes the container of `module`, whose entrypoint is `/app.wasm` and `function` behind it; `process` is more JSON.
@@ -240,6 +277,79 @@ fn functions_are_called() {
 fn components_run() {
     assert_eq!(run(&wat(&command(0)), "").code, 0);
     assert_eq!(run(&wat(&command(1)), "").code, 1);
+}
+
+fn commands_of_wasi_0_3_run() {
+    for version in ["0.3.0", "0.3.7"] {
+        assert_eq!(run(&wat(&command03(version, 0)), "").code, 0);
+        assert_eq!(run(&wat(&command03(version, 1)), "").code, 1);
+    }
+    // Its interfaces were others.
+    let text = refusal(&wat(&command03("0.3.0-rc-2025-09-16", 0)), "");
+    assert!(text.contains("wasi:cli/run@0.3"), "{text}");
+}
+
+fn the_newest_entry_point_is_called() {
+    let (old, new) = ("(i32.const 1)", "(i32.const 0)");
+    let (old, new) = (run_export("wasi:cli/run@0.2.3", "", old), run_export("wasi:cli/run@0.3.0", "async", new));
+    let both = wat(&format!("(component {old} {new})"));
+    assert_eq!(run(&both, "").code, 0);
+    let ended = create_with(&both, "", &options("WasmWasi03", "false")).unwrap().start().end();
+    assert_eq!(ended.code, 1);
+}
+
+fn options(name: &str, value: &str) -> CreateOptions {
+    let mut options = CreateOptions::default();
+    options.wasm.set(name, value).unwrap();
+    options
+}
+
+fn wasi_0_3_can_be_turned_off() {
+    let off = options("WasmWasi03", "false");
+    let import = r#"(component (import "wasi:clocks/types@0.3.0" (instance)) "#.to_owned();
+    let importing = import + &run_export("wasi:cli/run@0.2.0", "", "(i32.const 0)") + ")";
+    for module in [command03("0.3.0", 0), importing] {
+        assert_eq!(run(&wat(&module), "").code, 0);
+        let error = create_with(&wat(&module), "", &off).err().unwrap();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.to_string().contains("WasmWasi03"), "{error}");
+    }
+    assert_eq!(create_with(&wat(&command(0)), "", &off).unwrap().start().end().code, 0);
+}
+
+fn proposals_can_be_turned_on() {
+    let wide = wat(r#"(module (func (export "_start") (local i64 i64)
+        (i64.add128 (i64.const 1) (i64.const 2) (i64.const 3) (i64.const 4)) (local.set 0) (local.set 1)))"#);
+    let text = refusal(&wide, "");
+    assert!(text.contains("wide"), "{text}");
+    let on = options("WasmProposals", "wide-arithmetic");
+    assert_eq!(create_with(&wide, "", &on).unwrap().start().end().code, 0);
+    // Code of another configuration is not found under the same name.
+    refusal(&wide, "");
+    // All there are fit together.
+    let error = options_error("WasmProposals", "warp");
+    let all = error.rsplit("any of ").next().unwrap().trim_end_matches(" expected");
+    assert_eq!(create_with(&wide, "", &options("WasmProposals", all)).unwrap().start().end().code, 0);
+    assert_eq!(create_with(&wat(&command(0)), "", &options("WasmProposals", all)).unwrap().start().end().code, 0);
+}
+
+fn options_error(name: &str, value: &str) -> String {
+    CreateOptions::default().wasm.set(name, value).unwrap_err().to_string()
+}
+
+fn annotations_are_checked() {
+    let with = |name: &str, value: &str| {
+        let more = format!(r#", "annotations": {{"io.containerd.hybrid.wasm.{name}": "{value}"}}"#);
+        create_with(&wat(TRUE), &more, &CreateOptions::default())
+    };
+    for (name, value, expected) in
+        [("network", "all", "HOST:PORT"), ("wasi-0.3", "true", "network"), ("proposals", "gc", "not known")]
+    {
+        let error = with(name, value).err().unwrap();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.to_string().contains(expected) && error.to_string().contains(name), "{error}");
+    }
+    assert_eq!(with("network", "none").unwrap().start().end().code, 0);
 }
 
 /// Waits until the file of /proc says so.

@@ -17,7 +17,7 @@ mod table;
 use crate::stdio::Owner;
 use anyhow::{Context, anyhow};
 use containerd_shim_protos::shim::oci;
-use executors::{CreateOptions, Error, Kind, Result};
+use executors::{CreateOptions, Error, Kind, Result, WasmOptions};
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, UnknownValueRef};
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ const GENERIC: &str = "runtimeoptions.v1.Options";
 pub struct Options {
     /// `IoUid`, `IoGid`: who shall own the standard streams.
     pub io_owner: Option<Owner>,
-    /// `NoPivotRoot`, `NoNewKeyring`.
+    /// `NoPivotRoot`, `NoNewKeyring`, and those for WebAssembly.
     pub create: CreateOptions,
     /// `ShimCgroup`: the cgroup that `start` moves the shim into.
     pub shim_cgroup: Option<String>,
@@ -57,6 +57,7 @@ pub struct Criu {
 struct Raw {
     runc: oci::Options,
     criu_path: String,
+    wasm: WasmOptions,
 }
 
 /// The options of a Create request.
@@ -117,10 +118,10 @@ fn decode_runc(value: &[u8]) -> Result<Raw> {
             _ => return Err(unimplemented(format!("the runtime option with the number {number}"))),
         }
     }
-    Ok(Raw { runc, criu_path })
+    Ok(Raw { runc, criu_path, ..Raw::default() })
 }
 
-fn judge(Raw { runc, criu_path }: Raw) -> Result<Options> {
+fn judge(Raw { runc, criu_path, wasm }: Raw) -> Result<Options> {
     if !runc.binary_name.is_empty() {
         let message = format!(
             "the runtime option BinaryName ({:?}) is not implemented: hybrid runs containers itself, without an OCI \
@@ -142,7 +143,7 @@ fn judge(Raw { runc, criu_path }: Raw) -> Result<Options> {
     let path = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
     Ok(Options {
         io_owner: (owner != Owner { uid: 0, gid: 0 }).then_some(owner),
-        create: CreateOptions { no_pivot_root: runc.no_pivot_root, no_new_keyring: runc.no_new_keyring },
+        create: CreateOptions { no_pivot_root: runc.no_pivot_root, no_new_keyring: runc.no_new_keyring, wasm },
         shim_cgroup: (!runc.shim_cgroup.is_empty()).then_some(runc.shim_cgroup),
         systemd_cgroup: runc.systemd_cgroup,
         criu: Criu {
@@ -207,7 +208,7 @@ mod tests {
         let criu = Criu { path: None, image_path: Some("/images".into()), work_path: Some("/work".into()) };
         let expected = Options {
             io_owner: Some(Owner { uid: 7, gid: 0 }),
-            create: CreateOptions { no_pivot_root: true, no_new_keyring: true },
+            create: CreateOptions { no_pivot_root: true, no_new_keyring: true, ..CreateOptions::default() },
             shim_cgroup: Some("/shims".into()),
             systemd_cgroup: false,
             criu,

@@ -5,17 +5,17 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 
-use rustix::fs::{Mode, OFlags};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Store, Trap};
 use wasmtime_wasi::I32Exit;
-use wasmtime_wasi::p2::bindings::Command;
 
-use crate::{CODE_FD, CONFIG_FD, ROOT_FD, RunnerConfig, World, engine, pages, sys, wasi};
+use crate::settings::Call;
+use crate::wasi::{Source, in_folder};
+use crate::{CODE_FD, CONFIG_FD, Entry, ROOT_FD, RunnerConfig, component, core, engine, pages, sys};
 
 /// Exit code of a guest that trapped.
 const TRAPPED: u8 = 134;
@@ -42,8 +42,13 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-    let result = match runtime {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_time();
+    if config.imports.needs_network() {
+        // What only such guests pay for.
+        runtime.enable_io();
+    }
+    let result = match runtime.build() {
         Ok(runtime) => runtime.block_on(run(&config, code, root)),
         Err(e) => Err(e.into()),
     };
@@ -77,35 +82,38 @@ fn report(config: &RunnerConfig, error: &wasmtime::Error) -> u8 {
 }
 
 async fn run(config: &RunnerConfig, code: OwnedFd, root: OwnedFd) -> wasmtime::Result<u8> {
-    let engine = engine::runtime()?;
-    let function = config.function.as_deref();
-    match config.world {
-        World::Core => {
-            let module = in_folder(&code, |path| load_module(&engine, &path.join(engine::CODE)))?;
-            let state = in_folder(&root, wasi::core_state)?;
-            drop((code, root));
-            run_core(&engine, &module, state, function).await
-        }
-        World::Component => {
-            let component = in_folder(&code, |path| load_component(&engine, &path.join(engine::CODE)))?;
-            let cwd = std::env::current_dir()?;
-            let state = in_folder(&root, |path| wasi::component_state(path, &cwd))?;
-            drop((code, root));
-            run_component(&engine, &component, state, function).await
-        }
+    let engine = engine::runtime(&config.settings.proposals, |_| ())?;
+    match &config.call {
+        Call::Entry(Entry::Start) => run_core(&engine, code, root, config, None).await,
+        Call::CoreFunction(function) => run_core(&engine, code, root, config, Some(function)).await,
+        Call::Entry(_) | Call::ComponentFunction(_) => run_component(&engine, code, root, config).await,
     }
 }
 
-/// Calls `open` while a folder is the current one, with the path by which it is found then: `.`.
-///
-/// So code is mapped and folders are opened by names that need no /proc in the container and that the container's user may
-/// use; afterwards nothing of the folder stays reachable.
-fn in_folder<T>(folder: &OwnedFd, open: impl FnOnce(&Path) -> wasmtime::Result<T>) -> wasmtime::Result<T> {
-    let here = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::process::fchdir(folder.as_fd())?;
-    let opened = open(Path::new("."));
-    rustix::process::fchdir(here.as_fd())?;
-    opened
+async fn run_core(
+    engine: &Engine,
+    code: OwnedFd,
+    root: OwnedFd,
+    config: &RunnerConfig,
+    function: Option<&str>,
+) -> wasmtime::Result<u8> {
+    let module = in_folder(&code, |path| load_module(engine, &path.join(engine::CODE)))?;
+    let source = Source::new(&root, &config.settings)?;
+    let state = core::State { wasi: source.context()?.build_p1(), preopens: source.preopens() };
+    // Nothing of the container stays open but what the guest was given.
+    drop((code, root, source));
+    let mut store = Store::new(engine, state);
+    core::run(&mut store, &module, function).await?;
+    Ok(0)
+}
+
+async fn run_component(engine: &Engine, code: OwnedFd, root: OwnedFd, config: &RunnerConfig) -> wasmtime::Result<u8> {
+    let component = in_folder(&code, |path| load_component(engine, &path.join(engine::CODE)))?;
+    let source = Source::new(&root, &config.settings)?;
+    let state = component::State::new(source.context()?.build(), source.policy.clone());
+    drop((code, root, source));
+    let mut store = Store::new(engine, state);
+    component::run(engine, &mut store, &component, config).await
 }
 
 #[allow(unsafe_code, reason = "precompiled code can only be loaded so")]
@@ -119,44 +127,4 @@ fn load_module(engine: &Engine, path: &Path) -> wasmtime::Result<Module> {
 fn load_component(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
     // SAFETY: as in load_module.
     unsafe { Component::deserialize_file(engine, path) }
-}
-
-async fn run_core(
-    engine: &Engine,
-    module: &Module,
-    state: wasi::CoreState,
-    function: Option<&str>,
-) -> wasmtime::Result<u8> {
-    let linker = engine::core_linker(engine)?;
-    let mut store = Store::new(engine, state);
-    let instance = linker.instantiate_async(&mut store, module).await?;
-    if function.is_some()
-        && let Ok(initialize) = instance.get_typed_func::<(), ()>(&mut store, "_initialize")
-    {
-        // A reactor's constructors run before its exports are called (WASI 0.1 application ABI).
-        initialize.call_async(&mut store, ()).await?;
-    }
-    let entry = instance.get_typed_func::<(), ()>(&mut store, function.unwrap_or("_start"))?;
-    entry.call_async(&mut store, ()).await?;
-    Ok(0)
-}
-
-async fn run_component(
-    engine: &Engine,
-    component: &Component,
-    state: wasi::ComponentState,
-    function: Option<&str>,
-) -> wasmtime::Result<u8> {
-    let linker = engine::component_linker(engine)?;
-    let mut store = Store::new(engine, state);
-    if let Some(function) = function {
-        let instance = linker.instantiate_async(&mut store, component).await?;
-        let entry = instance.get_typed_func::<(), ()>(&mut store, function)?;
-        entry.call_async(&mut store, ()).await?;
-        return Ok(0);
-    }
-    let command = Command::instantiate_async(&mut store, component, &linker).await?;
-    // The guest's own failure has no number in WASI 0.2.
-    let result = command.wasi_cli_run().call_run(&mut store).await?;
-    Ok(u8::from(result.is_err()))
 }
