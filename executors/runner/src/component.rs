@@ -8,6 +8,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView, p2, p3};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::facts::Imports;
+use crate::limits::Limits;
 use crate::network::{Policy, lookup};
 use crate::outgoing::Outgoing;
 use crate::settings::Call;
@@ -20,12 +21,13 @@ pub(crate) struct State {
     outgoing: Outgoing,
     pub table: ResourceTable,
     pub policy: Arc<Policy>,
+    pub limits: Limits,
 }
 
 impl State {
-    pub fn new(wasi: WasiCtx, policy: Arc<Policy>) -> State {
+    pub fn new(wasi: WasiCtx, policy: Arc<Policy>, limits: Limits) -> State {
         let outgoing = Outgoing::new(policy.clone());
-        State { wasi, http: WasiHttpCtx::new(), outgoing, table: ResourceTable::new(), policy }
+        State { wasi, http: WasiHttpCtx::new(), outgoing, table: ResourceTable::new(), policy, limits }
     }
 }
 

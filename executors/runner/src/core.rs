@@ -4,11 +4,14 @@ use wasmtime::{Caller, Engine, Linker, Module, Store};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p1::WasiP1Ctx;
 
+use crate::limits::Limits;
+
 /// What the store of a core module holds.
 pub(crate) struct State {
     pub wasi: WasiP1Ctx,
     /// How many folders the guest was given: they are its descriptors from 3 on.
     pub preopens: u32,
+    pub limits: Limits,
 }
 
 /// The module of WASI 0.1.

@@ -12,19 +12,23 @@ mod component;
 mod core;
 mod engine;
 mod facts;
+mod limits;
+mod metrics;
 pub mod network;
 mod outgoing;
 pub mod pages;
 mod run;
+mod service;
 mod settings;
 mod sys;
+mod trap;
 mod wasi;
 
 use std::process::ExitCode;
 
 pub use engine::{CODE, PROPOSALS, REVISION, WASMTIME};
 pub use facts::{Entry, Facts, Imports, World};
-pub use settings::{Call, Destination, Host, Network, Preopen, RunnerConfig, Settings};
+pub use settings::{Call, Destination, Host, Http, Network, Preopen, RunnerConfig, Settings};
 
 /// `argv[0]` of this binary as the runner. The guest's own arguments follow it.
 pub const RUNNER: &str = "hybrid-wasm";
@@ -36,6 +40,16 @@ pub const PRECOMPILER: &str = "hybrid-precompile";
 pub const CONFIG_FD: i32 = 3;
 pub const CODE_FD: i32 = 4;
 pub const ROOT_FD: i32 = 5;
+
+/// Where requests are served when nothing is said, as runwasi and `wasmtime serve` have it.
+pub const HTTP_ADDRESS: std::net::SocketAddr =
+    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 8080);
+
+/// The variable of the container's that names another address, as with runwasi.
+pub const HTTP_VARIABLE: &str = "WASMTIME_HTTP_PROXY_SOCKET_ADDR";
+
+/// How long requests are waited for after SIGTERM when nothing is said, in seconds.
+pub const HTTP_DRAIN: u32 = 10;
 
 /// The binary's other lives: if `argv[0]` says that it was executed as the runner or the precompiler, does that and
 /// returns the exit code. To be called first thing in `main`.

@@ -8,20 +8,17 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use wasmtime::component::Component;
-use wasmtime::{Engine, Module, Store, Trap};
-use wasmtime_wasi::I32Exit;
+use wasmtime::{Config, Engine, Module, ProfilingStrategy, Store};
 
+use crate::limits::{Budget, Limits};
+use crate::metrics::Metrics;
 use crate::settings::Call;
-use crate::wasi::{Source, in_folder};
-use crate::{CODE_FD, CONFIG_FD, Entry, ROOT_FD, RunnerConfig, component, core, engine, pages, sys};
-
-/// Exit code of a guest that trapped.
-const TRAPPED: u8 = 134;
-
-/// Exit code for everything else that went wrong.
-const FAILED: u8 = 1;
+use crate::trap::{self, Traps};
+use crate::wasi::{Source, in_folder, open_inside};
+use crate::{CODE_FD, CONFIG_FD, Entry, ROOT_FD, RunnerConfig, component, core, engine, pages, service, sys};
 
 /// Signals that end a process by default and that people and programs send for it. A guest can't handle signals, and the
 /// first process of a pid namespace gets none that it has no handler for (pid_namespaces(7)): so the runner takes them.
@@ -39,23 +36,27 @@ pub(crate) fn main() -> ExitCode {
         Ok(inherited) => inherited,
         Err(e) => {
             eprintln!("hybrid: the WebAssembly runner is not meant to be executed by hand: {e}");
-            return ExitCode::from(FAILED);
+            return ExitCode::from(trap::FAILED);
         }
     };
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_time();
-    if config.imports.needs_network() {
-        // What only such guests pay for.
-        runtime.enable_io();
-    }
-    let result = match runtime.build() {
+    let result = match runtime(&config) {
         Ok(runtime) => runtime.block_on(run(&config, code, root)),
         Err(e) => Err(e.into()),
     };
-    ExitCode::from(match result {
-        Ok(code) => code,
-        Err(e) => report(&config, &e),
-    })
+    ExitCode::from(result.unwrap_or_else(|e| {
+        trap::say(&config.name, &e);
+        trap::FAILED
+    }))
+}
+
+/// As little as the guest needs: most need neither threads nor what waits for sockets.
+fn runtime(config: &RunnerConfig) -> std::io::Result<tokio::runtime::Runtime> {
+    match &config.call {
+        // As many threads as there are processors for the container.
+        Call::Entry(entry) if entry.serves() => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+        _ if config.imports.needs_network() => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        _ => tokio::runtime::Builder::new_current_thread().enable_time().build(),
+    }
 }
 
 /// Takes the descriptors that the shim passed.
@@ -66,54 +67,67 @@ fn inherited() -> std::io::Result<(RunnerConfig, OwnedFd, OwnedFd)> {
     Ok((serde_json::from_slice(&json)?, code, root))
 }
 
-/// The exit code for an error that is not one of ours, and the words for it on stderr.
-fn report(config: &RunnerConfig, error: &wasmtime::Error) -> u8 {
-    if let Some(I32Exit(code)) = error.downcast_ref() {
-        return (*code & 0xff) as u8;
-    }
-    eprintln!("Error: failed to run {}\n\nCaused by:\n    {error:?}", config.name);
-    let limit = rustix::process::getrlimit(rustix::process::Resource::As);
-    if let (false, Some(limit)) = (error.is::<Trap>(), limit.current) {
-        eprintln!(
-            "\nRLIMIT_AS is {limit} bytes; a memory of WebAssembly takes 4 GiB of addresses, however small it is"
-        );
-    }
-    if error.is::<Trap>() { TRAPPED } else { FAILED }
-}
-
 async fn run(config: &RunnerConfig, code: OwnedFd, root: OwnedFd) -> wasmtime::Result<u8> {
-    let engine = engine::runtime(&config.settings.proposals, |_| ())?;
-    match &config.call {
-        Call::Entry(Entry::Start) => run_core(&engine, code, root, config, None).await,
-        Call::CoreFunction(function) => run_core(&engine, code, root, config, Some(function)).await,
-        Call::Entry(_) | Call::ComponentFunction(_) => run_component(&engine, code, root, config).await,
+    let settings = &config.settings;
+    let metrics = Arc::new(Metrics::default());
+    if let Some(address) = settings.metrics {
+        metrics.serve(address).map_err(|e| wasmtime::format_err!("show metrics on {address}: {e}"))?;
     }
+    let dumps = settings.coredump.as_deref().map(|path| open_inside(&root, path)).transpose()?;
+    let adapt = |wasmtime: &mut Config| {
+        wasmtime.coredump_on_trap(dumps.is_some());
+        if settings.perf_map {
+            wasmtime.profiler(ProfilingStrategy::PerfMap);
+        }
+    };
+    let engine = engine::runtime(&settings.proposals, adapt)?;
+    let budget = Budget::new(settings.memory, metrics.clone());
+    let folders = if config.needs_folders() { settings.preopens.as_slice() } else { &[] };
+    let source = Source::new(&root, folders, settings)?;
+    // Nothing of the container stays open but what the guest is given.
+    drop(root);
+    let function = match &config.call {
+        Call::Entry(Entry::Start) => None,
+        Call::CoreFunction(function) => Some(function.as_str()),
+        Call::Entry(entry) if entry.serves() => {
+            // A component that doesn't fit into a pool is served without one.
+            let pooled = engine::runtime(&settings.proposals, |wasmtime| {
+                adapt(wasmtime);
+                service::pooling(wasmtime);
+            });
+            let pooled = pooled.and_then(|engine| Ok((load(&code, |path| load_component(&engine, path))?, engine)));
+            let (component, engine) = match pooled {
+                Ok(pooled) => pooled,
+                Err(_) => (load(&code, |path| load_component(&engine, path))?, engine),
+            };
+            drop(code);
+            let traps = Traps { name: config.name.clone(), dumps, metrics };
+            return service::run(&engine, &component, config, *entry, source, budget, traps).await;
+        }
+        Call::Entry(_) | Call::ComponentFunction(_) => {
+            let component = load(&code, |path| load_component(&engine, path))?;
+            let state = component::State::new(source.context()?.build(), source.policy.clone(), Limits::new(&budget));
+            drop((code, source));
+            let mut store = Store::new(&engine, state);
+            store.limiter(|state| &mut state.limits);
+            let result = component::run(&engine, &mut store, &component, config).await;
+            let traps = Traps { name: config.name.clone(), dumps, metrics };
+            return Ok(result.unwrap_or_else(|e| traps.tell(&mut store, &e)));
+        }
+    };
+    let module = load(&code, |path| load_module(&engine, path))?;
+    let (wasi, preopens) = (source.context()?.build_p1(), source.preopens());
+    drop((code, source));
+    let mut store = Store::new(&engine, core::State { wasi, preopens, limits: Limits::new(&budget) });
+    store.limiter(|state| &mut state.limits);
+    let result = core::run(&mut store, &module, function).await;
+    let traps = Traps { name: config.name.clone(), dumps, metrics };
+    Ok(result.map_or_else(|e| traps.tell(&mut store, &e), |()| 0))
 }
 
-async fn run_core(
-    engine: &Engine,
-    code: OwnedFd,
-    root: OwnedFd,
-    config: &RunnerConfig,
-    function: Option<&str>,
-) -> wasmtime::Result<u8> {
-    let module = in_folder(&code, |path| load_module(engine, &path.join(engine::CODE)))?;
-    let source = Source::new(&root, &config.settings)?;
-    let state = core::State { wasi: source.context()?.build_p1(), preopens: source.preopens() };
-    // Nothing of the container stays open but what the guest was given.
-    drop((code, root, source));
-    let mut store = Store::new(engine, state);
-    core::run(&mut store, &module, function).await?;
-    Ok(0)
-}
-
-async fn run_component(engine: &Engine, code: OwnedFd, root: OwnedFd, config: &RunnerConfig) -> wasmtime::Result<u8> {
-    let component = in_folder(&code, |path| load_component(engine, &path.join(engine::CODE)))?;
-    let source = Source::new(&root, &config.settings)?;
-    let state = component::State::new(source.context()?.build(), source.policy.clone());
-    drop((code, root, source));
-    let mut store = Store::new(engine, state);
-    component::run(engine, &mut store, &component, config).await
+/// Loads what is in the folder of precompiled code.
+fn load<T>(code: &OwnedFd, load: impl FnOnce(&Path) -> wasmtime::Result<T>) -> wasmtime::Result<T> {
+    in_folder(code, |path| load(&path.join(engine::CODE)))
 }
 
 #[allow(unsafe_code, reason = "precompiled code can only be loaded so")]

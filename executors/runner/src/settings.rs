@@ -1,6 +1,6 @@
 //! What the shim tells the runner: which guest, and what it may do.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,13 @@ pub struct RunnerConfig {
     pub call: Call,
     pub imports: Imports,
     pub settings: Settings,
+}
+
+impl RunnerConfig {
+    /// Whether the guest can use folders at all.
+    pub fn needs_folders(&self) -> bool {
+        matches!(self.call, Call::Entry(Entry::Start) | Call::CoreFunction(_)) || self.imports.filesystem
+    }
 }
 
 /// What is called of a guest.
@@ -36,12 +43,42 @@ pub struct Settings {
     pub network: Network,
     /// The folders that a guest is given, in this order.
     pub preopens: Vec<Preopen>,
+    pub http: Http,
+    /// The most that linear memories and tables may take in all, in bytes.
+    pub memory: Option<u64>,
+    /// Where figures are shown.
+    pub metrics: Option<SocketAddr>,
+    /// The folder in the container that gets a core dump of a guest that traps.
+    pub coredump: Option<String>,
+    /// Whether there is a map of the code for perf(1), as /tmp/perf-PID.map in the container.
+    pub perf_map: bool,
+}
+
+/// How requests are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Http {
+    /// Where it listens; `None` is what the environment says, or [`crate::HTTP_ADDRESS`].
+    pub address: Option<SocketAddr>,
+    /// How many requests an instance answers, one after the other or at once; `None` is Wasmtime's own number for the
+    /// version of WASI.
+    pub requests: Option<u32>,
+    /// How long requests that are being answered are waited for after SIGTERM, in seconds; `None` is [`crate::HTTP_DRAIN`].
+    pub drain: Option<u32>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let root = Preopen { path: "/".to_owned(), read_only: false };
-        Settings { proposals: Vec::new(), network: Network::Pod, preopens: vec![root] }
+        Settings {
+            proposals: Vec::new(),
+            network: Network::Pod,
+            preopens: vec![root],
+            http: Http::default(),
+            memory: None,
+            metrics: None,
+            coredump: None,
+            perf_map: false,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
 use crate::network::Policy;
-use crate::settings::Settings;
+use crate::settings::{Preopen, Settings};
 
 /// What the contexts of all guests of this process are made from.
 pub(crate) struct Source {
@@ -33,17 +33,14 @@ struct Folder {
 }
 
 impl Source {
-    /// Opens the folders below `root`, as the container sees it.
-    pub fn new(root: &OwnedFd, settings: &Settings) -> wasmtime::Result<Source> {
-        let open = |preopen: &crate::Preopen| -> wasmtime::Result<Folder> {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            let folder = rustix::fs::openat2(root, &preopen.path, flags, Mode::empty(), resolve)
-                .map_err(|e| wasmtime::format_err!("preopen {}: {e}", preopen.path))?;
+    /// Opens `folders` below `root`, as the container sees it.
+    pub fn new(root: &OwnedFd, folders: &[Preopen], settings: &Settings) -> wasmtime::Result<Source> {
+        let open = |preopen: &Preopen| -> wasmtime::Result<Folder> {
+            let folder = open_inside(root, &preopen.path)?;
             let permissions = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
             Ok(Folder { folder, name: preopen.path.clone(), permissions })
         };
-        let folders = settings.preopens.iter().map(open).collect::<wasmtime::Result<_>>()?;
+        let folders = folders.iter().map(open).collect::<wasmtime::Result<_>>()?;
         let policy = Arc::new(Policy::new(settings.network.clone()));
         Ok(Source { folders, cwd: std::env::current_dir()?, policy })
     }
@@ -72,6 +69,14 @@ impl Source {
         self.policy.grant(&mut context);
         Ok(context)
     }
+}
+
+/// Opens a folder of the container's. Links are followed inside it only.
+pub(crate) fn open_inside(root: &OwnedFd, path: &str) -> wasmtime::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+        .map_err(|e| wasmtime::format_err!("open the folder {path}: {e}"))
 }
 
 /// Calls `open` while a folder is the current one, with the path by which it is found then: `.`.

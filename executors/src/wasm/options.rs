@@ -1,6 +1,6 @@
 //! How guests are run, as the handler's options and a container's annotations say. docs/wasm.md has the table for users.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use runner::{Destination, Host, Network, PROPOSALS, Preopen, Settings};
 
@@ -45,8 +45,34 @@ struct Key {
 }
 
 /// Without an annotation is what the node's administrator has to answer for.
-const KEYS: [Key; 4] = [
+const KEYS: [Key; 10] = [
+    Key {
+        option: "WasmCoredump",
+        annotation: Some("coredump"),
+        set: |o, v| folder(v).map(|f| o.settings.coredump = f),
+    },
+    Key {
+        option: "WasmHttpAddress",
+        annotation: Some("http-address"),
+        set: |o, v| address(v).map(|a| o.settings.http.address = Some(a)),
+    },
+    Key {
+        option: "WasmHttpDrain",
+        annotation: Some("http-drain"),
+        set: |o, v| number(v, 3600).map(|n| o.settings.http.drain = Some(n)),
+    },
+    Key {
+        option: "WasmHttpRequests",
+        annotation: Some("http-requests"),
+        set: |o, v| number(v, u32::MAX).map(|n| o.settings.http.requests = Some(n)),
+    },
+    Key {
+        option: "WasmMetricsAddress",
+        annotation: Some("metrics-address"),
+        set: |o, v| address(v).map(|a| o.settings.metrics = Some(a)),
+    },
     Key { option: "WasmNetwork", annotation: Some("network"), set: |o, v| network(v).map(|n| o.settings.network = n) },
+    Key { option: "WasmPerfMap", annotation: Some("perf-map"), set: |o, v| flag(v).map(|f| o.settings.perf_map = f) },
     Key { option: "WasmPreopens", annotation: Some("preopens"), set: preopens },
     Key { option: "WasmProposals", annotation: None, set: |o, v| proposals(v).map(|p| o.settings.proposals = p) },
     Key { option: "WasmWasi03", annotation: None, set: |o, v| flag(v).map(|f| o.wasi03 = f) },
@@ -88,12 +114,32 @@ impl WasmOptions {
                 bail!(InvalidArgument, "annotation {PREFIX}{name}: {value:?} given, {wanted} expected");
             }
         }
+        let limit = bundle.linux().resources().as_ref().and_then(|r| r.memory().as_ref()?.limit());
+        options.settings.memory =
+            limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0).map(share);
         if options.preopens == Preopens::Mounts {
             options.settings.preopens = mounts(bundle);
             options.preopens = Preopens::Listed;
         }
         Ok(options)
     }
+}
+
+/// A folder in the container, or none.
+fn folder(value: &str) -> Result<Option<String>, String> {
+    match value {
+        "none" => Ok(None),
+        path if path.starts_with('/') => Ok(Some(path.to_owned())),
+        _ => Err("an absolute path or none".to_owned()),
+    }
+}
+
+fn address(value: &str) -> Result<SocketAddr, String> {
+    value.parse().map_err(|_| "ADDRESS:PORT (IPv6 in brackets)".to_owned())
+}
+
+fn number(value: &str, most: u32) -> Result<u32, String> {
+    value.parse().ok().filter(|n| (1..=most).contains(n)).ok_or_else(|| format!("a number from 1 to {most}"))
 }
 
 fn flag(value: &str) -> Result<bool, String> {
@@ -185,6 +231,13 @@ fn preopen(text: &str) -> Option<Preopen> {
     path.starts_with('/').then(|| Preopen { path: path.to_owned(), read_only })
 }
 
+/// What guests may take of a container's memory. The rest is for the runner itself, the code that it maps, and the kernel's
+/// page tables for all of it, which count as well (8 bytes for each page of 4096).
+fn share(limit: u64) -> u64 {
+    const RUNNER: u64 = 4 << 20;
+    (limit - limit / 64).saturating_sub(RUNNER).max(limit / 2)
+}
+
 /// The folders that are mounted into the container: those of the spec but what is the kernel's and single files.
 fn mounts(bundle: &Bundle) -> Vec<Preopen> {
     const KERNEL: [&str; 7] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "devtmpfs"];
@@ -246,6 +299,26 @@ mod tests {
         for value in ["", "data", "/a,b", "Rootfs"] {
             assert!(refused("WasmPreopens", value).contains("absolute paths"), "{value}");
         }
+    }
+
+    #[test]
+    fn memory_is_left_for_the_runner() {
+        const MB: u64 = 1 << 20;
+        assert_eq!(share(64 * MB), 59 * MB);
+        assert_eq!(share(4 * MB), 2 * MB);
+    }
+
+    #[test]
+    fn values() {
+        assert_eq!(set("WasmCoredump", "/cores").unwrap().settings.coredump.as_deref(), Some("/cores"));
+        assert!(refused("WasmCoredump", "cores").contains("absolute"));
+        assert_eq!(set("WasmHttpAddress", "[::]:80").unwrap().settings.http.address, "[::]:80".parse().ok());
+        assert!(refused("WasmHttpAddress", "80").contains("ADDRESS:PORT"));
+        assert_eq!(set("WasmHttpDrain", "3600").unwrap().settings.http.drain, Some(3600));
+        assert!(refused("WasmHttpDrain", "3601").contains("1 to 3600") && !refused("WasmHttpDrain", "0").is_empty());
+        assert_eq!(set("WasmHttpRequests", "7").unwrap().settings.http.requests, Some(7));
+        assert!(set("WasmMetricsAddress", "127.0.0.1:9100").unwrap().settings.metrics.is_some());
+        assert!(set("WasmPerfMap", "true").unwrap().settings.perf_map);
     }
 
     #[test]
