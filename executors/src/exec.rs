@@ -69,7 +69,8 @@ impl Container {
             }
         };
         let init = self.init.exit_fd();
-        let environment = environment(&process, root.as_fd());
+        let for_guest = matches!(payload, Payload::Runner { .. });
+        let environment = environment(&process, root.as_fd(), for_guest);
         drop(root);
         let plan = self.joining.compile(&process, &environment, init, &self.cgroup, stdio, payload)?;
         let pid_namespace = self.joining.pid_namespace().then_some(init);

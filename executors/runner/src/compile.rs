@@ -76,6 +76,9 @@ fn confine() -> std::io::Result<()> {
 fn compile() -> wasmtime::Result<String> {
     let mut bytes = Vec::new();
     std::io::stdin().lock().read_to_end(&mut bytes)?;
+    if bytes.starts_with(b"(mod") || bytes.starts_with(b"(com") {
+        wasmtime::bail!("it is WebAssembly text; assemble it, for instance with `wasm-tools parse`");
+    }
     let proposals: Vec<String> = std::env::args().skip(1).collect();
     let engine = engine::compiler(&proposals)?;
     let (facts, code) = if is_component(&bytes) { component(&engine, &bytes)? } else { core(&engine, &bytes)? };

@@ -68,7 +68,7 @@ pub struct Http {
 
 impl Default for Settings {
     fn default() -> Self {
-        let root = Preopen { path: "/".to_owned(), read_only: false };
+        let root = Preopen { path: "/".to_owned(), name: "/".to_owned(), read_only: false };
         Settings {
             proposals: Vec::new(),
             network: Network::Pod,
@@ -82,11 +82,12 @@ impl Default for Settings {
     }
 }
 
-/// A folder that a guest is given, under the name that it has in the container.
+/// A folder that a guest is given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preopen {
-    /// An absolute path.
+    /// Where it is in the container, and what the guest knows it as; absolute paths both.
     pub path: String,
+    pub name: String,
     /// Whether it is read-only for the guest whatever it is for the container.
     pub read_only: bool,
 }

@@ -38,7 +38,7 @@ impl Source {
         let open = |preopen: &Preopen| -> wasmtime::Result<Folder> {
             let folder = open_inside(root, &preopen.path)?;
             let permissions = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-            Ok(Folder { folder, name: preopen.path.clone(), permissions })
+            Ok(Folder { folder, name: preopen.name.clone(), permissions })
         };
         let folders = folders.iter().map(open).collect::<wasmtime::Result<_>>()?;
         let policy = Arc::new(Policy::new(settings.network.clone()));

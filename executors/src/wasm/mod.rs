@@ -26,9 +26,10 @@ use crate::rootfs::clone_tree;
 use crate::sys::{self, MountAttr};
 use crate::{Kind, host};
 
-/// Whether a file that begins with these bytes is a module or component (WebAssembly core specification, 5.5.16).
+/// Whether a file that begins with these four bytes is a module or component (WebAssembly core specification, 5.5.16), or
+/// one in text form: no program begins so, and it shall be refused by what it is.
 pub(crate) fn is_wasm(magic: &[u8]) -> bool {
-    magic.starts_with(b"\0asm")
+    [b"\0asm", b"(mod", b"(com"].iter().any(|start| magic.starts_with(*start))
 }
 
 /// Splits `module.wasm#function` into the file and the export to call.

@@ -215,20 +215,23 @@ fn preopens(options: &mut WasmOptions, value: &str) -> Result<(), String> {
         "mounts" => options.preopens = Preopens::Mounts,
         _ => {
             let list: Option<Vec<Preopen>> = parts(value).map(preopen).collect();
-            options.settings.preopens = list
-                .filter(|list| !list.is_empty())
-                .ok_or("rootfs, mounts, none or a list of absolute paths, each with :ro behind it if need be")?;
+            options.settings.preopens = list.filter(|list| !list.is_empty()).ok_or(
+                "rootfs, mounts, none or a list of absolute paths, each with ::NAME and :ro behind it if need be",
+            )?;
         }
     }
     Ok(())
 }
 
+/// `PATH`, or `PATH::NAME` as the wasmtime command has it for another name in the guest; `:ro` may follow.
 fn preopen(text: &str) -> Option<Preopen> {
-    let (path, read_only) = match text.strip_suffix(":ro") {
-        Some(path) => (path, true),
+    let (folder, read_only) = match text.strip_suffix(":ro") {
+        Some(folder) => (folder, true),
         None => (text, false),
     };
-    path.starts_with('/').then(|| Preopen { path: path.to_owned(), read_only })
+    let (path, name) = folder.split_once("::").unwrap_or((folder, folder));
+    let absolute = path.starts_with('/') && name.starts_with('/');
+    absolute.then(|| Preopen { path: path.to_owned(), name: name.to_owned(), read_only })
 }
 
 /// What guests may take of a container's memory. The rest is for the runner itself, the code that it maps, and the kernel's
@@ -249,8 +252,8 @@ fn mounts(bundle: &Bundle) -> Vec<Preopen> {
         !(KERNEL.contains(&kind) || destination.starts_with("/dev") || kind != "tmpfs" && is_file)
     };
     // The kernel's or the guest's own say on writing stays.
-    let preopen = |path: &std::path::Path| Preopen { path: path.to_string_lossy().into_owned(), read_only: false };
-    mounts.iter().filter(is_folder).map(|mount| preopen(mount.destination())).collect()
+    let preopen = |path: String| Preopen { name: path.clone(), path, read_only: false };
+    mounts.iter().filter(is_folder).map(|mount| preopen(mount.destination().to_string_lossy().into_owned())).collect()
 }
 
 #[cfg(test)]
@@ -292,11 +295,13 @@ mod tests {
     #[test]
     fn folders() {
         let of = |value| set("WasmPreopens", value).unwrap().settings.preopens;
-        let preopen = |path: &str, read_only| Preopen { path: path.into(), read_only };
+        let preopen = |path: &str, read_only| Preopen { path: path.into(), name: path.into(), read_only };
         assert_eq!(of("rootfs"), [preopen("/", false)]);
         assert_eq!(of("none"), []);
         assert_eq!(of("/data,/etc:ro"), [preopen("/data", false), preopen("/etc", true)]);
-        for value in ["", "data", "/a,b", "Rootfs"] {
+        let root = Preopen { path: "/data".into(), name: "/".into(), read_only: true };
+        assert_eq!(of("/data::/:ro"), [root]);
+        for value in ["", "data", "/a,b", "Rootfs", "/a::b"] {
             assert!(refused("WasmPreopens", value).contains("absolute paths"), "{value}");
         }
     }
