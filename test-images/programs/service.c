@@ -25,7 +25,8 @@ TYPES("[method]outgoing-response.body") void response_body(int32_t response, uin
 TYPES("[method]outgoing-body.write") void body_write(int32_t body, uint8_t *result_handle);
 TYPES("[static]outgoing-body.finish") void body_finish(int32_t body, int32_t some, int32_t trailers, uint8_t *result);
 TYPES("[static]response-outparam.set")
-void outparam_set(int32_t out, int32_t is_error, int32_t response, int32_t a, int64_t b, int32_t c, int32_t d, int32_t e);
+void outparam_set(int32_t out, int32_t is_error, int32_t response, int32_t a, int64_t b, int32_t c, int32_t d, int32_t e,
+                  int32_t f);
 STREAMS("[method]output-stream.blocking-write-and-flush")
 void stream_write(int32_t stream, const char *start, size_t length, uint8_t *result);
 STREAMS("[resource-drop]output-stream") void stream_drop(int32_t stream);
@@ -69,7 +70,7 @@ __attribute__((export_name("wasi:http/incoming-handler@0.2.0#handle"))) void han
     int32_t response = response_new(fields_new());
     response_body(response, result);
     int32_t body = handle_of(result);
-    outparam_set(out, 0, response, 0, 0, 0, 0, 0);
+    outparam_set(out, 0, response, 0, 0, 0, 0, 0, 0);
     body_write(body, result);
     int32_t stream = handle_of(result);
     stream_write(stream, answer, length, result);

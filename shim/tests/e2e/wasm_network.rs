@@ -2,6 +2,7 @@
 use crate::harness::command::Output;
 use crate::harness::{Case, Kind, Test};
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,15 +90,19 @@ pub const CASES: &[Case] = &[
 
 const CASE: &[Kind] = &[Kind::Core];
 
-/// Runs the guest that uses the network, in the test's own.
-fn guest(test: &Test, number: usize, policy: &str, mounts: &[String], arguments: &[&str]) -> Result<Output> {
-    let run =
-        test.run_image("wasm-cases", &[&["/network.wasm"], arguments].concat()).id(&test.other(&number.to_string()));
-    let mut run = run.flags(&["--net-host"]);
+/// Runs the guest that uses the network, in the test's own. (With `--net-host` `ctr` mounts the host's files over ours.)
+fn guest(test: &Test, number: usize, policy: &str, mounts: &[Value], arguments: &[&str]) -> Result<Output> {
+    let mut spec = test.spec(&[])?.set("/process/args", json!([&["/network.wasm"], arguments].concat()))?;
+    spec = spec.set("/root/path", json!(test.containerd.rootfs("wasm-cases")))?;
+    let namespaces = spec.value["linux"]["namespaces"].as_array_mut().context("the spec has namespaces")?;
+    namespaces.retain(|namespace| namespace["type"] != "network");
     if !policy.is_empty() {
-        run = run.flags(&["--annotation", &format!("io.containerd.hybrid.wasm.network={policy}")]);
+        spec = spec.set("/annotations", json!({"io.containerd.hybrid.wasm.network": policy}))?;
     }
-    mounts.iter().fold(run, |run, mount| run.flags(&["--mount", mount])).output()
+    for mount in mounts {
+        spec = spec.mount(mount.clone())?;
+    }
+    spec.run()?.id(&test.other(&number.to_string())).output()
 }
 
 fn file(test: &Test, text: &str) -> Result<String> {
@@ -106,8 +111,8 @@ fn file(test: &Test, text: &str) -> Result<String> {
     Ok(path)
 }
 
-fn mount(source: &str, destination: &str) -> String {
-    format!("type=bind,src={source},dst={destination},options=rbind:ro")
+fn mount(source: &str, destination: &str) -> Value {
+    json!({"type": "bind", "source": source, "destination": destination, "options": ["rbind", "ro"]})
 }
 
 /// A server of DNS that knows some addresses of version 4.
