@@ -16,7 +16,7 @@ use crate::native::plan::{self, Compiled, Payload};
 use crate::native::step::Plan;
 use crate::process::Process;
 use crate::rootfs::{Rootfs, RootfsMount};
-use crate::wasm;
+use crate::wasm::{self, WasmOptions};
 
 /// What a process has for its standard input, output and error.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct CreateOptions {
     /// Have systemd make the cgroup: `linux.cgroupsPath` is `slice:prefix:name`, or nothing. A path of that form does so by
     /// itself.
     pub systemd_cgroup: bool,
+    /// How guests are run.
+    pub wasm: WasmOptions,
 }
 
 /// Creates the container: afterwards its init process exists and waits to execute its program (OCI runtime spec,
@@ -68,10 +70,12 @@ pub(crate) fn create_with(
     // Each of these undoes itself when dropped, so a failure further down leaves nothing.
     let rootfs = Rootfs::mount(rootfs, bundle.root())?;
     let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
+    // Of a native container too: what is exec'd in it may be a module.
+    let wasm = options.wasm.of(&bundle)?;
     let payload = match entrypoint {
         Entrypoint::Native => Payload::Spec,
         Entrypoint::Wasm { module, path, function } => {
-            wasm::prepare(module, &path, function.as_deref())?.payload(args(bundle.process()))?
+            wasm::prepare(module, &path, function.as_deref(), &wasm)?.payload(args(bundle.process()))?
         }
     };
     let hooks = Hooks::of(&bundle);
@@ -91,7 +95,7 @@ pub(crate) fn create_with(
         hooks.surround_start(&init, &beside)?;
     }
     let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
-    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining, _poststop: poststop })
+    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining, wasm, _poststop: poststop })
 }
 
 /// A created container. [`Container::delete`] removes what it has on the host; dropping it kills it and does so too, but
@@ -103,6 +107,7 @@ pub struct Container {
     pub(crate) init: Arc<Process>,
     pub(crate) owns_pid_namespace: bool,
     pub(crate) joining: Joining,
+    pub(crate) wasm: WasmOptions,
     /// Dropped last.
     pub(crate) _poststop: Poststop,
 }

@@ -63,7 +63,7 @@ impl Container {
         let payload = match self.entrypoint(&process, root.as_fd())? {
             Entrypoint::Native => Payload::Spec,
             Entrypoint::Wasm { module, path, function } => {
-                wasm::prepare(module, &path, function.as_deref())?.payload(bundle::args(&process))?
+                wasm::prepare(module, &path, function.as_deref(), &self.wasm)?.payload(bundle::args(&process))?
             }
         };
         let (stdio, console) = match stdio {
@@ -75,7 +75,8 @@ impl Container {
             }
         };
         let init = self.init.exit_fd();
-        let environment = environment(&process, root.as_fd());
+        let for_guest = matches!(payload, Payload::Runner { .. });
+        let environment = environment(&process, root.as_fd(), for_guest);
         drop(root);
         let mut plan = self.joining.compile(&process, &environment, init, &self.cgroup, stdio, payload)?;
         look(&mut plan);

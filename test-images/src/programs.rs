@@ -1,4 +1,4 @@
-//! Compiles the probe for Linux and for WASI 0.1, and the logger and the hook for Linux.
+//! Compiles the probe for Linux and for WASI 0.1, the guests of WASI 0.2, and the logger and the hook for Linux.
 //!
 //! Compilers: `CC` (default `cc`, with a static libc) and `WASM_CC` (default: the first of `clang-19`, `clang` that
 //! exists; Debian's packages are clang-19, lld-19, wasi-libc and libclang-rt-19-dev-wasm32). Where there are none,
@@ -59,6 +59,12 @@ pub(crate) fn linux() -> Result<Vec<u8>> {
 /// The probe as a WASI 0.1 command module.
 pub(crate) fn core_module() -> Result<Vec<u8>> {
     CORE_MODULE.get()
+}
+
+/// A guest of WASI 0.2 that is no command module: the core of a component (see [`crate::wasm::guest`]).
+pub(crate) fn guest(source: &str) -> Result<Vec<u8>> {
+    let mut compiler = Command::new(wasm_compiler()?);
+    compile(compiler.args(["--target=wasm32-wasi", "-nostartfiles", "-Wl,--no-entry"]), &[source])
 }
 
 /// The log driver as a statically linked Linux program.

@@ -25,7 +25,7 @@ use crate::native::resolve::{self, Make};
 use crate::native::seccomp::Filter;
 use crate::process::Process;
 use crate::rootfs::{Attached, Rootfs, RootfsMount};
-use crate::{Kind, sys};
+use crate::{Kind, WasmOptions, sys};
 
 /// A container that is there but for its processes: they come from a checkpoint when it is started. Until then its rootfs is
 /// mounted in the bundle, as clients bring its files to the state of the checkpoint there. Dropping it removes all of it.
@@ -35,6 +35,7 @@ pub struct Restorable {
     cgroup: Cgroup,
     rootfs: Attached,
     joining: Joining,
+    wasm: WasmOptions,
     images: PathBuf,
     streams: Streams,
     criu: Criu,
@@ -79,9 +80,10 @@ impl Restorable {
         }
         let filter = Filter::of(&bundle)?;
         let joining = Joining::new(&bundle, filter, options)?.of_restored();
+        let wasm = options.wasm.of(&bundle)?;
         let rootfs = rootfs.attach(bundle.path().join("rootfs"))?;
         let (images, criu) = (images.to_owned(), criu.clone());
-        Ok(Restorable { choice, bundle, cgroup, rootfs, joining, images, streams, criu, program })
+        Ok(Restorable { choice, bundle, cgroup, rootfs, joining, wasm, images, streams, criu, program })
     }
 
     /// The executor that was picked, and why.
@@ -100,7 +102,7 @@ impl Restorable {
     /// What criu says. Nothing is left behind.
     pub fn restore(self, stdio: Stdio) -> Result<Container> {
         let owns_pid_namespace = self.owns_pid_namespace();
-        let Restorable { choice, bundle, cgroup, rootfs, joining, images, streams, criu, program } = self;
+        let Restorable { choice, bundle, cgroup, rootfs, joining, wasm, images, streams, criu, program } = self;
         let mut request = Request::new(RESTORE, &images, &criu, bundle.path())?;
         request
             .options
@@ -142,6 +144,7 @@ impl Restorable {
             cgroup,
             owns_pid_namespace,
             joining,
+            wasm,
             _poststop: Poststop::new(None),
         })
     }

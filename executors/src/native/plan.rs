@@ -61,7 +61,8 @@ pub(crate) fn compile(
     options: &CreateOptions,
 ) -> Result<Compiled> {
     let process = bundle.process();
-    let environment = environment(process, rootfs.tree());
+    let for_guest = matches!(payload, Payload::Runner { .. });
+    let environment = environment(process, rootfs.tree(), for_guest);
     let mut steps = Vec::new();
     let mappings = IdMappings::of(bundle);
     steps.extend(join_cgroup(cgroup)?);
@@ -82,7 +83,6 @@ pub(crate) fn compile(
         steps.push(Step::Unshare(libc::CLONE_NEWCGROUP, "cgroup"));
     }
     steps.push(Step::Umask(0));
-    let for_guest = matches!(payload, Payload::Runner { .. });
     if options.no_pivot_root {
         // Before the container has mounts, which this must not change.
         steps.push(move_root::isolate());

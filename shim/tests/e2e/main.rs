@@ -53,6 +53,8 @@ mod telemetry;
 mod terminal;
 mod user_namespace;
 mod wasm;
+mod wasm_network;
+mod wasm_service;
 
 use anyhow::Result;
 use harness::case::Body;
@@ -90,6 +92,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("user_namespace", user_namespace::CASES),
     ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
+    ("wasm_network", wasm_network::CASES),
+    ("wasm_service", wasm_service::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
     ("table", table::CASES),
