@@ -8,8 +8,11 @@
 //! - `HYBRID_SHIM`: another binary than the one cargo has just built.
 //! - `HYBRID_SYSTEMD`: anything runs the tests of the systemd cgroup driver, and no others, on the host itself, whose process
 //!   1 has to be systemd; without it they are skipped.
+//! - `HYBRID_SAVE_PROGRAMS`: a folder into which what the test images take is compiled, and no test is run: for a machine
+//!   without compilers, where `HYBRID_PROGRAMS` names it (`scripts/test-node`).
 #![forbid(unsafe_code)]
 
+mod apparmor;
 mod bad_input;
 mod churn;
 mod crash;
@@ -52,6 +55,7 @@ use anyhow::Result;
 use harness::case::Body;
 use harness::suite::Suite;
 use harness::{Case, Containerd};
+use std::path::Path;
 use std::process::ExitCode;
 
 const THEMES: &[(&str, &[Case])] = &[
@@ -59,6 +63,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("stdio", stdio::CASES),
     ("process", process::CASES),
     ("isolation", isolation::CASES),
+    ("apparmor", apparmor::CASES),
     ("filesystem", filesystem::CASES),
     ("scheduling", scheduling::CASES),
     ("seccomp", seccomp::CASES),
@@ -96,5 +101,9 @@ const THEMES: &[(&str, &[Case])] = &[
 static SUITE: Suite<Body> = Suite { themes: THEMES, start: Containerd::start, run: Case::run, name: "" };
 
 fn main() -> Result<ExitCode> {
+    if let Some(folder) = std::env::var_os("HYBRID_SAVE_PROGRAMS") {
+        test_images::save_programs(Path::new(&folder))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     SUITE.main()
 }

@@ -1,6 +1,6 @@
 //! A test as the themes write it down, and what it is given when it runs.
 use super::direct::Direct;
-use super::isolated::LINES;
+use super::isolated::{LINES, on_systemd};
 use super::run::Run;
 use super::spec::Spec;
 use super::task::Task;
@@ -8,7 +8,7 @@ use super::{Containerd, Runtime, leaks};
 use anyhow::{Context, Result, anyhow};
 use containerd_shim_protos::api::CreateTaskRequest;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{LazyLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// What a container of a test runs: the same probe as a Linux program, a core module or a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,8 @@ pub struct CaseOf<B> {
     pub on_newest: bool,
     /// Whether it takes a host whose process 1 is systemd.
     pub on_systemd: bool,
+    /// Whether it takes a host with AppArmor.
+    pub on_apparmor: bool,
     pub body: B,
 }
 
@@ -94,6 +96,7 @@ impl<B: Copy> CaseOf<B> {
             ignored: false,
             on_newest: true,
             on_systemd: false,
+            on_apparmor: false,
             body,
         }
     }
@@ -135,6 +138,21 @@ impl<B: Copy> CaseOf<B> {
     pub const fn on_systemd(mut self) -> Self {
         self.on_systemd = true;
         self
+    }
+
+    /// It takes a host with AppArmor, and is ignored elsewhere.
+    pub const fn on_apparmor(mut self) -> Self {
+        self.on_apparmor = true;
+        self
+    }
+
+    /// Whether it is left out unless it is asked for.
+    pub fn is_ignored(&self) -> bool {
+        static APPARMOR: LazyLock<bool> = LazyLock::new(|| {
+            let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+            enabled.is_ok_and(|text| text.starts_with('Y'))
+        });
+        self.ignored || self.on_apparmor && !*APPARMOR || self.on_systemd != on_systemd()
     }
 
     /// Whether the test means something for this kind under this runtime on this release line.
