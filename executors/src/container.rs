@@ -43,6 +43,9 @@ pub struct CreateOptions {
     pub no_pivot_root: bool,
     /// Leave the container the session keyring of the shim instead of a new one (keyrings(7)).
     pub no_new_keyring: bool,
+    /// Have systemd make the cgroup: `linux.cgroupsPath` is `slice:prefix:name`, or nothing. A path of that form does so by
+    /// itself.
+    pub systemd_cgroup: bool,
 }
 
 /// Creates the container: afterwards its init process exists and waits to execute its program (OCI runtime spec,
@@ -73,11 +76,11 @@ pub(crate) fn create_with(
     };
     let hooks = Hooks::of(&bundle);
     let mut poststop = Poststop::new(hooks.clone());
-    let cgroup = Cgroup::create(&bundle)?;
+    let cgroup = Cgroup::create(&bundle, options.systemd_cgroup)?;
     let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
     let Compiled { namespaces, mut plan, console, filter } = compiled;
     look(&mut plan);
-    let joining = Joining::new(&bundle, filter, options);
+    let joining = Joining::new(&bundle, filter, options)?;
     let init = launch(plan, &namespaces, &cgroup, console, |pid, pidfd| {
         poststop.due();
         let beside = Beside { pid, pidfd, joining: &joining, cgroup: &cgroup };
@@ -98,10 +101,10 @@ pub struct Container {
     // Dropped before init, which is waited for: one that is frozen only ends when its cgroup is killed as a whole.
     pub(crate) cgroup: Cgroup,
     pub(crate) init: Arc<Process>,
-    owns_pid_namespace: bool,
+    pub(crate) owns_pid_namespace: bool,
     pub(crate) joining: Joining,
     /// Dropped last.
-    _poststop: Poststop,
+    pub(crate) _poststop: Poststop,
 }
 
 impl Container {

@@ -129,20 +129,17 @@ pub fn join_cgroup(path: &str) -> Result<()> {
     Ok(())
 }
 
-/// How long after its start a process drops the code that only starting needed, in seconds.
-const SETTLED: u32 = 1;
-
-/// Keeps the memory of a long-lived process small: threads share one malloc arena, and code that only starting needed is
-/// unmapped after a second, by SIGALRM. To be called before there are threads.
-pub fn save_memory() {
+/// Lets all threads share one malloc arena, as each further one would cost memory for nothing. To be called before there
+/// are threads.
+pub fn share_malloc_arena() {
     sys::one_malloc_arena();
-    runner::pages::drop_code_pages_after(SETTLED);
 }
 
-/// Has the code that this activity needed unmapped once a second has passed without another. To be called after what is done
-/// rarely and takes much code, such as making a container.
-pub fn settle_memory() {
-    runner::pages::drop_code_pages_after(SETTLED);
+/// Gives back the memory that activity has left: free memory of malloc's, and the pages of code. To be called some time after
+/// what is done rarely and takes much of both, such as making a container.
+pub fn release_memory() {
+    sys::trim_malloc();
+    runner::pages::drop_code_pages();
 }
 
 /// Puts this process into a core scheduling group of its own (prctl(2), PR_SCHED_CORE_CREATE), so that its children share

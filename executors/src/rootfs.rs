@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
+    open_tree, unmount,
 };
 
 use crate::Kind;
@@ -63,10 +64,48 @@ impl Rootfs {
         (self.tree, self.at)
     }
 
+    /// Mounts the tree at a folder on the host, which is made if missing.
+    pub fn attach(self, at: PathBuf) -> Result<Attached> {
+        let what = || format!("mount the rootfs at {}", at.display());
+        let made = match std::fs::create_dir(&at) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+            made => made.or_kind(Kind::Internal, what).map(|()| true)?,
+        };
+        let attached = move_mount(&self.tree, c"", CWD, &at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+        attached.or_kind(Kind::Internal, what)?;
+        Ok(Attached { at, made })
+    }
+
     /// Opens a file inside the tree for reading, with every symlink resolved inside it. Never a device or a fifo, whose
     /// opening alone can have effects.
     pub fn open(&self, path: &Path) -> std::result::Result<std::fs::File, Errno> {
         open_inside(self.tree(), path)
+    }
+}
+
+/// A root file system that is mounted on the host; dropping it unmounts it.
+pub(crate) struct Attached {
+    at: PathBuf,
+    /// Whether the folder was made for it.
+    made: bool,
+}
+
+impl Attached {
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let at = self.at.display();
+        if let Err(errno) = unmount(&self.at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            log::warn!("unmount {at}: {errno}");
+        } else if self.made
+            && let Err(e) = std::fs::remove_dir(&self.at)
+        {
+            log::warn!("remove {at}: {e}");
+        }
     }
 }
 

@@ -64,6 +64,12 @@ pub fn hook() -> Result<Vec<u8>> {
     programs::hook()
 }
 
+/// Compiles the programs of the images, the log driver and the hook into the folder `out`. Where `HYBRID_PROGRAMS` names
+/// such a folder no compiler is needed.
+pub fn save_programs(out: &Path) -> Result<()> {
+    programs::save(out)
+}
+
 /// Builds every image. Needs a C compiler with a static libc, and clang with wasi-libc (see [`programs`]).
 pub fn build() -> Result<Vec<Image>> {
     let probe = programs::linux()?;

@@ -6,10 +6,11 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxNamespaceType, Mount, Process, Root, Spec};
 
-use super::unsupported::{refuse, unsupported, unsupported_of_process};
+use super::unsupported::{refuse, unsupported};
 use crate::error::{Result, bail};
 use crate::hooks;
 use crate::native::mounts::may_be_in_proc;
+use crate::native::scheduling;
 use crate::native::user_namespace::{self, on_host};
 
 /// Checks a whole spec.
@@ -23,12 +24,12 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
     }
     check_strings(spec, linux)?;
     check_process(process)?;
+    scheduling::check_linux(linux)?;
     check_namespaces(spec, linux)?;
     check_user(process, linux)?;
     check_mounts(spec)?;
     check_devices(linux)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)?;
-    refuse(unsupported_of_process(process))?;
     refuse(unsupported(spec, linux))
 }
 
@@ -95,7 +96,7 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
             bail!(InvalidArgument, "process.rlimits: {}: the soft limit is above the hard one", limit.typ());
         }
     }
-    Ok(())
+    scheduling::check(process)
 }
 
 /// As many ranges as the kernel maps in a user namespace (user_namespaces(7)).
@@ -334,8 +335,11 @@ mod tests {
                 "linux.namespaces: joining a user",
             ),
             ("/linux/namespaces", json!([{"type": "mount", "path": "/proc/1/ns/mnt"}]), "linux.namespaces: joining"),
-            ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
-            ("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel"),
+            (
+                "/linux/personality",
+                json!({"domain": "LINUX32", "flags": ["ADDR_NO_RANDOMIZE"]}),
+                "linux.personality.flags",
+            ),
             ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "linux.timeOffsets"),
         ];
         for (pointer, value, field) in cases {

@@ -3,6 +3,7 @@
 //! Source: OCI runtime spec 1.3, bundle.md, config.md and config-linux.md.
 
 mod check;
+mod tolerant;
 mod unsupported;
 
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 use serde::de::DeserializeOwned;
 
 pub(crate) use self::check::check_process;
-pub(crate) use self::unsupported::{refuse, unsupported_of_process};
+pub(crate) use self::tolerant::read_with_process;
 use crate::Kind;
 use crate::error::{Error, OrKind, Result, bail};
 
@@ -39,7 +40,7 @@ impl Bundle {
 
     /// From the text of a config.json: nothing of the host is looked at.
     pub(crate) fn parse(id: &str, path: &Path, config: &[u8]) -> Result<Bundle> {
-        let spec: Spec = from_json(config, "")?;
+        let spec: Spec = read_with_process(config, "", "/process")?;
         check::check(&spec)?;
         Ok(Bundle { id: id.to_owned(), path: path.to_owned(), spec })
     }

@@ -14,6 +14,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount};
 use super::filesystem::{NewFilesystem, make_filesystem};
 use super::options::{Options, Recursive};
 use super::resolve::Make;
+use super::selinux;
 use super::step::{Step, Target};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
@@ -76,13 +77,16 @@ fn one(
     steps: &mut Vec<Step>,
     last: &mut Vec<Step>,
 ) -> Result<()> {
-    let options = match Options::parse(mount.options().as_deref().unwrap_or_default()) {
+    let mut options = match Options::parse(mount.options().as_deref().unwrap_or_default()) {
         Ok(options) => options,
         Err(option) => bail!(Unimplemented, "option {option} is not supported"),
     };
     let fstype = mount.typ().as_deref().unwrap_or_default();
     if fstype == "bind" || options.bind.is_some() {
         return bind(bundle, mount, &options, base, steps);
+    }
+    if !matches!(fstype, "proc" | "sysfs" | "mqueue" | "cgroup" | "cgroup2") {
+        options.data.extend(selinux::of_mounts(bundle.linux())?);
     }
     match fstype {
         "" | "none" => bail!(InvalidArgument, "type is missing"),
@@ -139,7 +143,7 @@ pub(crate) fn may_be_in_proc(path: &[u8]) -> bool {
 }
 
 /// Whether the target of a bind must be a folder or a file.
-fn make_like(source: &Path) -> std::io::Result<Make> {
+pub(crate) fn make_like(source: &Path) -> std::io::Result<Make> {
     Ok(if std::fs::metadata(source)?.is_dir() { Make::Directory } else { Make::File })
 }
 
@@ -217,7 +221,8 @@ fn cgroup(
         steps.push(Step::Attach { tree, at: target(at, Make::Directory, false)? });
         return Ok(());
     }
-    let tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned)).unwrap_or_default();
+    let mut tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned)).unwrap_or_default();
+    tmpfs.data.extend(selinux::of_mounts(bundle.linux())?);
     let filesystem = NewFilesystem::new("tmpfs", "tmpfs", &tmpfs).or_kind(Kind::Internal, || "options")?;
     let at_root = target(at, Make::Directory, false)?;
     steps.push(if is_mapped(bundle) {
@@ -251,6 +256,6 @@ fn target(path: &Path, make: Make, no_symlinks: bool) -> Result<Target> {
     Ok(Target { path: cstring(path)?, make, no_symlinks })
 }
 
-pub(super) fn cstring(path: &Path) -> Result<CString> {
+pub(crate) fn cstring(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes()).or_kind(Kind::InvalidArgument, || format!("{path:?}"))
 }

@@ -74,7 +74,7 @@ pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: 
     Ok(namespaces)
 }
 
-fn open_namespace(path: &Path, name: &str) -> Result<OwnedFd> {
+pub(crate) fn open_namespace(path: &Path, name: &str) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .or_kind(Kind::InvalidArgument, || format!("linux.namespaces: open the {name} namespace {}", path.display()))
 }

@@ -46,7 +46,10 @@ pub(super) fn compile(
 ) -> Result<()> {
     let user = process.user();
     let (uid, gid) = (user.uid(), user.gid());
+    let cwd = |may_fail| cstring(process.cwd()).map(|path| Step::Cwd { path, may_fail });
     steps.push(stdio);
+    steps.push(cwd(true)?);
+    steps.push(Step::Umask(user.umask().unwrap_or(0o022)));
     if process.no_new_privileges() == Some(true) {
         steps.push(Step::NoNewPrivileges);
     } else {
@@ -60,8 +63,7 @@ pub(super) fn compile(
     steps.push(Step::Groups(groups.iter().map(|gid| Gid::from_raw(*gid)).collect()));
     steps.push(Step::Ids { uid, gid });
     steps.push(Step::Capabilities { sets: capabilities.sets, ambient: capabilities.ambient });
-    steps.push(Step::Cwd(cstring(process.cwd())?));
-    steps.push(Step::Umask(user.umask().unwrap_or(0o022)));
+    steps.push(cwd(false)?);
     Ok(())
 }
 

@@ -6,9 +6,15 @@
 //! - `HYBRID_CONTAINERD`: the release lines to test with, such as `1.6,2.x`; each that can be had when not set.
 //! - `HYBRID_RUNTIME`: `io.containerd.runc.v2` runs the tests against runc's shim, which tests the tests.
 //! - `HYBRID_SHIM`: another binary than the one cargo has just built.
+//! - `HYBRID_SYSTEMD`: anything runs the tests of the systemd cgroup driver, and no others, on the host itself, whose process
+//!   1 has to be systemd; without it they are skipped.
+//! - `HYBRID_SAVE_PROGRAMS`: a folder into which what the test images take is compiled, and no test is run: for a machine
+//!   without compilers, where `HYBRID_PROGRAMS` names it (`scripts/test-node`).
 #![forbid(unsafe_code)]
 
+mod apparmor;
 mod bad_input;
+mod checkpoint;
 mod churn;
 mod crash;
 mod cve;
@@ -35,9 +41,12 @@ mod options;
 mod process;
 mod protocol;
 mod restart;
+mod scheduling;
+mod seccomp;
 mod signals;
 mod soak;
 mod stdio;
+mod systemd;
 mod table;
 mod telemetry;
 mod terminal;
@@ -48,6 +57,7 @@ use anyhow::Result;
 use harness::case::Body;
 use harness::suite::Suite;
 use harness::{Case, Containerd};
+use std::path::Path;
 use std::process::ExitCode;
 
 const THEMES: &[(&str, &[Case])] = &[
@@ -55,7 +65,10 @@ const THEMES: &[(&str, &[Case])] = &[
     ("stdio", stdio::CASES),
     ("process", process::CASES),
     ("isolation", isolation::CASES),
+    ("apparmor", apparmor::CASES),
     ("filesystem", filesystem::CASES),
+    ("scheduling", scheduling::CASES),
+    ("seccomp", seccomp::CASES),
     ("signals", signals::CASES),
     ("events", events::CASES),
     ("group", group::CASES),
@@ -69,7 +82,9 @@ const THEMES: &[(&str, &[Case])] = &[
     ("logger", logger::CASES),
     ("lifecycle", lifecycle::CASES),
     ("oom", oom::CASES),
+    ("systemd", systemd::CASES),
     ("options", options::CASES),
+    ("checkpoint", checkpoint::CASES),
     ("info", info::CASES),
     ("user_namespace", user_namespace::CASES),
     ("telemetry", telemetry::CASES),
@@ -90,5 +105,9 @@ const THEMES: &[(&str, &[Case])] = &[
 static SUITE: Suite<Body> = Suite { themes: THEMES, start: Containerd::start, run: Case::run, name: "" };
 
 fn main() -> Result<ExitCode> {
+    if let Some(folder) = std::env::var_os("HYBRID_SAVE_PROGRAMS") {
+        test_images::save_programs(Path::new(&folder))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     SUITE.main()
 }

@@ -49,7 +49,7 @@ fn bundle(path: &str, resources: Value) -> tempfile::TempDir {
 }
 
 fn create(bundle: &Path) -> Result<Cgroup> {
-    Cgroup::create(&Bundle::open("a", bundle)?)
+    Cgroup::create(&Bundle::open("a", bundle)?, false)
 }
 
 impl Rig {

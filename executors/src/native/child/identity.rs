@@ -1,12 +1,13 @@
 //! Who the process is: ids, capabilities, and what /proc says of it.
 
 use std::ffi::CStr;
+use std::os::fd::AsFd;
 
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::{Errno, Result};
 use rustix::process::DumpableBehavior;
 
-use crate::procfs::Procfs;
+use crate::procfs::{Procfs, write_below};
 use crate::sys;
 
 pub(super) fn drop_bounding(keep: rustix::thread::CapabilitySet) -> Result<()> {
@@ -45,7 +46,7 @@ pub(super) fn write_proc(path: &CStr, value: &[u8]) -> Result<()> {
 
 /// The current folder, which must be in sight of this process's root: not by way of a descriptor that it has of the host's,
 /// whose `..` leads out (CVE-2024-21626).
-pub(super) fn enter_cwd(path: &CStr) -> Result<()> {
+pub(super) fn enter_folder(path: &CStr) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
     rustix::process::fchdir(folder)?;
@@ -55,4 +56,10 @@ pub(super) fn enter_cwd(path: &CStr) -> Result<()> {
         Some(b'/') => Ok(()),
         _ => Err(Errno::XDEV),
     }
+}
+
+/// Writes an attribute that this thread has by a security module (proc_pid_attr(5)), in the host's /proc as above.
+pub(super) fn write_attribute(file: &CStr, value: &CStr) -> Result<()> {
+    let attributes = Procfs::open()?.folder(c"thread-self/attr")?;
+    write_below(attributes.as_fd(), file, value.to_bytes())
 }

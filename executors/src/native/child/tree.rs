@@ -10,6 +10,7 @@ use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::Context;
+use super::identity::enter_folder;
 use crate::native::filesystem::make_filesystem;
 use crate::native::mounts;
 use crate::native::resolve::{self, Make};
@@ -142,6 +143,30 @@ impl<'a> Context<'a> {
         let tree = clone_tree(target, true)?;
         sys::mount_setattr(tree, true, &READ_ONLY)?;
         attach_at(tree, target)
+    }
+
+    pub(super) fn make_cwd(&self, path: &CStr) -> Result<()> {
+        match resolve::open_or_make(self.rootfs()?, path, Make::Directory) {
+            Ok(folder) => {
+                sys::leak(folder);
+                Ok(())
+            }
+            // What a magic link leads to is there or not, and looked at when it is entered.
+            Err(Errno::LOOP) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    pub(super) fn enter_cwd(&mut self, path: &CStr, may_fail: bool) -> Result<()> {
+        if self.in_cwd {
+            return Ok(());
+        }
+        match enter_folder(path) {
+            Err(Errno::ACCESS | Errno::PERM) if may_fail => return Ok(()),
+            result => result?,
+        }
+        self.in_cwd = true;
+        Ok(())
     }
 
     /// Opens a path inside the rootfs if it is there.

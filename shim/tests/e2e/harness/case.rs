@@ -8,7 +8,7 @@ use super::{Containerd, Runtime, leaks};
 use anyhow::{Context, Result, anyhow};
 use containerd_shim_protos::api::CreateTaskRequest;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{LazyLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// What a container of a test runs: the same probe as a Linux program, a core module or a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,10 @@ pub struct CaseOf<B> {
     pub ignored: bool,
     /// Whether it means something on the newest release line.
     pub on_newest: bool,
+    /// Whether it takes a host whose process 1 is systemd.
+    pub on_systemd: bool,
+    /// Whether it takes a host with AppArmor.
+    pub on_apparmor: bool,
     pub body: B,
 }
 
@@ -84,7 +88,17 @@ impl<B: Copy> CaseOf<B> {
     /// A test of Linux containers that runc passes as well.
     pub const fn new(name: &'static str, body: B) -> Self {
         let kinds = &[Kind::Linux];
-        CaseOf { name, kinds, hybrid_only: false, exclusive: false, ignored: false, on_newest: true, body }
+        CaseOf {
+            name,
+            kinds,
+            hybrid_only: false,
+            exclusive: false,
+            ignored: false,
+            on_newest: true,
+            on_systemd: false,
+            on_apparmor: false,
+            body,
+        }
     }
 
     /// The test runs once for each of `kinds`.
@@ -118,6 +132,27 @@ impl<B: Copy> CaseOf<B> {
     pub const fn before_newest(mut self) -> Self {
         self.on_newest = false;
         self
+    }
+
+    /// It takes a host whose process 1 is systemd, and is skipped elsewhere.
+    pub const fn on_systemd(mut self) -> Self {
+        self.on_systemd = true;
+        self
+    }
+
+    /// It takes a host with AppArmor, and is ignored elsewhere.
+    pub const fn on_apparmor(mut self) -> Self {
+        self.on_apparmor = true;
+        self
+    }
+
+    /// Whether it is left out unless it is asked for.
+    pub fn is_ignored(&self) -> bool {
+        static APPARMOR: LazyLock<bool> = LazyLock::new(|| {
+            let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+            enabled.is_ok_and(|text| text.starts_with('Y'))
+        });
+        self.ignored || self.on_apparmor && !*APPARMOR
     }
 
     /// Whether the test means something for this kind under this runtime on this release line.

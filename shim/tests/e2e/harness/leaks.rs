@@ -71,7 +71,9 @@ impl Snapshot {
         // The tests' own programs come and go (ctr, containerd), their threads wait for them.
         let own = std::process::id();
         for process in Process::all()? {
-            if process.parent != own && process.pid != own && process.pid != 1 {
+            // The kernel's come and go too, where they are in sight.
+            let counts = !process.is_kernel_thread && process.parent != own && process.pid != own && process.pid != 1;
+            if counts {
                 items.insert(format!("process {}", process.text));
             }
         }
@@ -124,6 +126,7 @@ pub struct Process {
     pub pid: u32,
     pub parent: u32,
     name: String,
+    is_kernel_thread: bool,
     /// Its pid, command line and cgroups, for a search and for the reader.
     text: String,
 }
@@ -151,11 +154,12 @@ impl Process {
             return None;
         }
         let cmdline = fs::read(folder.join("cmdline")).ok()?;
+        let is_kernel_thread = cmdline.is_empty();
         let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
         let cgroup = fs::read_to_string(folder.join("cgroup")).ok()?;
         let last = cgroup.lines().filter_map(|line| line.rsplit(':').next()).max_by_key(|path| path.len());
         let text = format!("{pid} ({name}) {cmdline}in cgroup {}", last.unwrap_or_default());
-        Some(Process { pid, parent, name: name.to_owned(), text })
+        Some(Process { pid, parent, name: name.to_owned(), is_kernel_thread, text })
     }
 
     /// The one process of this name whose command line or cgroup contains `id`.

@@ -13,6 +13,7 @@ pub mod isolated;
 pub mod leaks;
 pub mod pty;
 pub mod run;
+pub mod seccomp;
 pub mod spec;
 pub mod stream;
 pub mod suite;

@@ -22,7 +22,8 @@ pub struct Suite<B: 'static> {
 }
 
 impl<B: Copy + Send + Sync> Suite<B> {
-    /// The `main` of the program: as `cargo test` calls it, it restarts itself in namespaces and cgroups of its own.
+    /// The `main` of the program: as `cargo test` calls it, it restarts itself in namespaces and cgroups of its own, but for
+    /// the cases that take systemd.
     pub fn main(&'static self) -> Result<ExitCode> {
         let mut arguments = Arguments::from_args();
         // Each test mostly waits for containerd, its client and the container.
@@ -31,7 +32,8 @@ impl<B: Copy + Send + Sync> Suite<B> {
             let lines = self.lines(LINES.iter().map(|line| ((*line).to_owned(), PathBuf::new())).collect())?;
             return Ok(libtest_mimic::run(&arguments, lines.trials()).exit_code());
         }
-        run(&arguments, self.lines(isolated::enter(&LINES)?)?)
+        let found = if isolated::on_systemd() { isolated::on_the_host(&LINES)? } else { isolated::enter(&LINES)? };
+        run(&arguments, self.lines(found)?)
     }
 
     /// From the names of the lines and the folders of their programs.
@@ -71,10 +73,10 @@ impl<B: Copy + Send + Sync> Lines<B> {
     }
 
     fn trials(self: &Arc<Self>) -> Vec<Trial> {
-        let mut trials = Vec::new();
+        let (mut trials, on_systemd) = (Vec::new(), isolated::on_systemd());
         let cases = || self.suite.themes.iter().flat_map(|(theme, cases)| cases.iter().map(move |case| (theme, case)));
         for (index, line) in self.entries.iter().enumerate() {
-            for (theme, case) in cases() {
+            for (theme, case) in cases().filter(|(_, case)| case.on_systemd || !on_systemd) {
                 for &kind in case.kinds.iter().filter(|kind| case.runs(**kind, self.runtime, &line.name)) {
                     let name = format!("{}::{theme}::{}::{}", line.name, case.name, kind.name());
                     let (lines, number) = (self.clone(), trials.len());
@@ -83,7 +85,8 @@ impl<B: Copy + Send + Sync> Lines<B> {
                         let run = lines.suite.run;
                         run(case, containerd, kind, number).map_err(|error| Failed::from(format!("{error:#}")))
                     });
-                    trials.push(trial.with_ignored_flag(case.ignored));
+                    let elsewhere = case.is_ignored() || case.on_systemd != on_systemd;
+                    trials.push(trial.with_ignored_flag(elsewhere));
                 }
             }
         }
