@@ -132,7 +132,7 @@ pub(crate) fn compile_without_host(bundle: &Bundle) -> Result<Plan> {
     crate::console::size(process)?;
     steps.extend(scheduling::of_process(process)?);
     steps.extend(scheduling::of_container(bundle.linux())?.steps());
-    let filter = Filter::of(bundle)?;
+    let filter = bundle.linux().seccomp().as_ref().map(Filter::without_agent).transpose()?;
     user::compile(process, mapped, filter.as_ref(), Step::Session, &mut steps)?;
     let environment = process.env().clone().unwrap_or_default();
     program(process, Payload::Spec, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)
