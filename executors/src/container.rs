@@ -15,6 +15,7 @@ use crate::native::launch::launch;
 use crate::native::plan::{self, Compiled, Payload};
 use crate::native::step::Plan;
 use crate::process::Process;
+use crate::resctrl::Resctrl;
 use crate::rootfs::{Rootfs, RootfsMount};
 use crate::wasm::{self, WasmOptions};
 
@@ -81,10 +82,11 @@ pub(crate) fn create_with(
     let hooks = Hooks::of(&bundle);
     let mut poststop = Poststop::new(hooks.clone());
     let cgroup = Cgroup::create(&bundle, options.systemd_cgroup)?;
-    let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
-    let Compiled { namespaces, mut plan, console, filter } = compiled;
+    let resctrl = Resctrl::create(&bundle)?;
+    let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, resctrl.as_ref(), options)?;
+    let Compiled { namespaces, mut plan, console, filter, mappings } = compiled;
     look(&mut plan);
-    let joining = Joining::new(&bundle, filter, options)?;
+    let joining = Joining::new(&bundle, mappings, filter, resctrl, options)?;
     let init = launch(plan, &namespaces, &cgroup, console, |pid, pidfd| {
         poststop.due();
         let beside = Beside { pid, pidfd, joining: &joining, cgroup: &cgroup };
