@@ -17,7 +17,7 @@ OUT := $(TARGET)/$(TRIPLE)/release
 export LIBSECCOMP_LIB_PATH ?= /usr/lib/$(shell uname -m)-linux-gnu
 
 .DEFAULT_GOAL := build
-.PHONY: help deps test-deps build demo check fmt clippy deny audit doc unit e2e docker test bench install uninstall clean
+.PHONY: help deps test-deps build demo check fmt clippy deny audit doc unit e2e cri docker test test-node bench install uninstall clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -60,11 +60,19 @@ audit: ## check the dependencies for advisories (with cargo-deny, over the netwo
 e2e: test-deps ## only the tests through containerd (HYBRID_CONTAINERD, HYBRID_RUNTIME: see shim/tests/e2e/main.rs)
 	$(CARGO) test --release --workspace --locked --test e2e
 
+cri: test-deps ## only the tests of pods, through the Container Runtime Interface (HYBRID_CONTAINERD, HYBRID_RUNTIME: as above)
+	$(CARGO) test --release --workspace --locked --test cri
+
 docker: test-deps ## only the tests through Docker Engine (HYBRID_RUNTIME: as above)
 	$(CARGO) test --release --workspace --locked --test docker
 
-test: fmt clippy ## formatting, lints, unit tests, and end-to-end tests through each containerd and Docker Engine
+test: fmt clippy ## formatting, lints, unit tests, and end-to-end tests through each containerd, its CRI, Docker Engine and a node
 	$(CARGO) test --release --workspace --locked
+	scripts/test-node smoke
+
+test-node: ## tests in a Debian 13 node with systemd, cgroup v2 and AppArmor, by qemu (FILTER="exec::" for some only)
+	@scripts/dependencies build test node
+	scripts/test-node $(FILTER)
 
 bench: test-deps ## the time of a task's life beside runc's shim
 	$(CARGO) bench --workspace --locked --bench life

@@ -1,6 +1,7 @@
 //! Cleaning up after a shim that is gone.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -18,12 +19,8 @@ use crate::{Error, Kind};
 /// The first thing that could not be cleaned; all the rest is tried all the same.
 pub fn clean(id: &str, path: &Path) -> Result<()> {
     let cgroup = match Bundle::open(id, path) {
-        Ok(bundle) => match Cgroup::load(id, bundle.linux().cgroups_path().as_deref()) {
-            Ok(cgroup) => cgroup.is_of(path).and_then(|is_of| match is_of {
-                true => remove(cgroup, &bundle),
-                // Another container's, for whose sake this one was refused.
-                false => Ok(()),
-            }),
+        Ok(bundle) => match own_cgroups(id, &bundle) {
+            Ok(cgroups) => remove(cgroups, &bundle),
             // Its container was refused for it.
             Err(e) if matches!(e.kind(), Kind::InvalidArgument | Kind::Unimplemented) => Ok(()),
             Err(e) => Err(e),
@@ -36,17 +33,31 @@ pub fn clean(id: &str, path: &Path) -> Result<()> {
     cgroup.and(rootfs).map_err(|e: Error| e.context(format!("clean up container {id}")))
 }
 
-/// A container has its cgroup from its creation to its deletion: without it the hooks were not due, or the shim has come to
-/// them before it died.
-fn remove(cgroup: Cgroup, bundle: &Bundle) -> Result<()> {
-    let hooks = Hooks::of(bundle).filter(|_| cgroup.exists());
-    cgroup.signal(libc::SIGKILL).and_then(|()| cgroup.remove())?;
+/// Without those of another container, for whose sake this one was refused.
+fn own_cgroups(id: &str, bundle: &Bundle) -> Result<Vec<Cgroup>> {
+    let mut own = Vec::new();
+    for cgroup in Cgroup::candidates(id, bundle.linux().cgroups_path().as_deref())? {
+        if cgroup.is_of(bundle.path())? {
+            own.push(cgroup);
+        }
+    }
+    Ok(own)
+}
+
+/// A container has its cgroup from its creation to its deletion, but for one of systemd's, which goes with the last process
+/// in it. Without it, and without a mark on the bundle, the hooks were not due, or the shim has come to them before it died.
+fn remove(cgroups: Vec<Cgroup>, bundle: &Bundle) -> Result<()> {
+    let due = |hooks: &Arc<Hooks>| cgroups.iter().any(Cgroup::exists) || hooks.are_due();
+    let hooks = Hooks::of(bundle).filter(due);
+    for cgroup in cgroups {
+        cgroup.signal(libc::SIGKILL).and_then(|()| cgroup.remove())?;
+    }
     let failed = hooks.map(|hooks| hooks.poststop()).unwrap_or_default();
     failed.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Unmounts whatever is mounted on a folder, one on top of the other. Nothing of ours ever is, but a bundle may come from
-/// another shim.
+/// Unmounts whatever is mounted on a folder, one on top of the other: the rootfs of a container that was to be restored from a
+/// checkpoint and was not started. A bundle may come from another shim, too.
 fn unmount_all(at: &Path) -> Result<()> {
     loop {
         match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {

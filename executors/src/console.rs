@@ -50,6 +50,12 @@ impl Console {
         Console { master, slave: Mutex::new(Some(slave)) }
     }
 
+    /// A terminal that is there already, by its master.
+    pub(crate) fn from_master(master: OwnedFd) -> Result<Console> {
+        let slave = peer(&master).or_kind(Kind::Internal, || "process.terminal: open its other end")?;
+        Ok(Self::from_pair(master, slave))
+    }
+
     /// A new terminal in the host's devpts: for a container that has none of its own.
     pub(crate) fn open_on_host() -> Result<(Console, OwnedFd)> {
         let devpts = rustix::fs::open("/dev/pts", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -78,14 +84,14 @@ impl Console {
     }
 }
 
-/// The size that the spec wants (`process.consoleSize`).
+/// The size that the spec wants (`process.consoleSize`); as with runc none where one side of it is 0.
 pub(crate) fn size(process: &Process) -> Result<Option<Winsize>> {
     let Some(size) = process.console_size() else { return Ok(None) };
     let number = |field: &'static str, number: u64| {
         u16::try_from(number).or_kind(Kind::InvalidArgument, || format!("process.consoleSize.{field}: {number}"))
     };
     let (ws_row, ws_col) = (number("height", size.height())?, number("width", size.width())?);
-    Ok(Some(Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }))
+    Ok((ws_row != 0 && ws_col != 0).then_some(Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }))
 }
 
 /// Master and slave of a new terminal in a devpts; ENODEV for a folder of another file system. System calls only: a child
@@ -98,9 +104,13 @@ pub(crate) fn open_pair(devpts: BorrowedFd<'_>) -> rustix::io::Result<(OwnedFd, 
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let master = openat2(devpts, c"ptmx", flags, Mode::empty(), resolve)?;
     unlockpt(&master)?;
-    let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let slave = ioctl_tiocgptpeer(&master, peer)?;
+    let slave = peer(&master)?;
     Ok((master, slave))
+}
+
+/// The other end of a master.
+fn peer(master: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    ioctl_tiocgptpeer(master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
 }
 
 impl AsFd for Console {

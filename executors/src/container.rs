@@ -13,6 +13,7 @@ use crate::hooks::{Beside, Hooks, Poststop};
 use crate::native::join::Joining;
 use crate::native::launch::launch;
 use crate::native::plan::{self, Compiled, Payload};
+use crate::native::step::Plan;
 use crate::process::Process;
 use crate::rootfs::{Rootfs, RootfsMount};
 use crate::wasm::{self, WasmOptions};
@@ -42,6 +43,9 @@ pub struct CreateOptions {
     pub no_pivot_root: bool,
     /// Leave the container the session keyring of the shim instead of a new one (keyrings(7)).
     pub no_new_keyring: bool,
+    /// Have systemd make the cgroup: `linux.cgroupsPath` is `slice:prefix:name`, or nothing. A path of that form does so by
+    /// itself.
+    pub systemd_cgroup: bool,
     /// How guests are run.
     pub wasm: WasmOptions,
 }
@@ -52,6 +56,17 @@ pub struct CreateOptions {
 /// # Errors
 /// Every error says what was being tried. Nothing is left behind.
 pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &CreateOptions) -> Result<Container> {
+    create_with(bundle, rootfs, stdio, options, |_| ())
+}
+
+/// The same with a look at the plan before it is run.
+pub(crate) fn create_with(
+    bundle: Bundle,
+    rootfs: &[RootfsMount],
+    stdio: Stdio,
+    options: &CreateOptions,
+    look: impl FnOnce(&mut Plan),
+) -> Result<Container> {
     // Each of these undoes itself when dropped, so a failure further down leaves nothing.
     let rootfs = Rootfs::mount(rootfs, bundle.root())?;
     let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
@@ -65,10 +80,11 @@ pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &Cr
     };
     let hooks = Hooks::of(&bundle);
     let mut poststop = Poststop::new(hooks.clone());
-    let cgroup = Cgroup::create(&bundle)?;
+    let cgroup = Cgroup::create(&bundle, options.systemd_cgroup)?;
     let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
-    let Compiled { namespaces, plan, console, filter } = compiled;
-    let joining = Joining::new(&bundle, filter, options);
+    let Compiled { namespaces, mut plan, console, filter } = compiled;
+    look(&mut plan);
+    let joining = Joining::new(&bundle, filter, options)?;
     let init = launch(plan, &namespaces, &cgroup, console, |pid, pidfd| {
         poststop.due();
         let beside = Beside { pid, pidfd, joining: &joining, cgroup: &cgroup };
@@ -89,11 +105,11 @@ pub struct Container {
     // Dropped before init, which is waited for: one that is frozen only ends when its cgroup is killed as a whole.
     pub(crate) cgroup: Cgroup,
     pub(crate) init: Arc<Process>,
-    owns_pid_namespace: bool,
+    pub(crate) owns_pid_namespace: bool,
     pub(crate) joining: Joining,
     pub(crate) wasm: WasmOptions,
     /// Dropped last.
-    _poststop: Poststop,
+    pub(crate) _poststop: Poststop,
 }
 
 impl Container {

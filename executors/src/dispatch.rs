@@ -19,7 +19,7 @@ use crate::Kind;
 use crate::bundle::{Bundle, args, variable};
 use crate::error::{OrKind, Result, bail};
 use crate::native::environment::search;
-use crate::rootfs::{Rootfs, open_inside};
+use crate::rootfs::{Rootfs, open_found, open_inside};
 use crate::wasm;
 
 /// Which executor runs a container.
@@ -203,12 +203,9 @@ fn open(bundle: &Bundle, rootfs: &Rootfs, path: &Path) -> std::result::Result<Fi
         _ => return Err(Errno::NOENT),
     };
     let below = path.strip_prefix(mount.destination()).unwrap_or(Path::new(""));
-    if below.as_os_str().is_empty() {
-        return File::open(source).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::NOENT));
-    }
-    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-    let folder = rustix::fs::open(source, flags, rustix::fs::Mode::empty())?;
-    open_inside(folder.as_fd(), below)
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let source = rustix::fs::open(source, flags, rustix::fs::Mode::empty())?;
+    if below.as_os_str().is_empty() { open_found(source) } else { open_inside(source.as_fd(), below) }
 }
 
 fn is_wasm(file: &mut File) -> Result<bool> {

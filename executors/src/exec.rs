@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use oci_spec::runtime::Process as ProcessSpec;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
-use crate::bundle::{self, check_process, from_json, refuse, unsupported_of_process};
+use crate::bundle::{self, check_process, read_with_process};
 use crate::console::Console;
 use crate::container::Container;
 use crate::dispatch::{self, Entrypoint, Executor};
@@ -18,6 +18,8 @@ use crate::error::{OrKind, Result, bail};
 use crate::native::environment::environment;
 use crate::native::launch::exec;
 use crate::native::plan::Payload;
+use crate::native::scheduling::{Affinity, BoundThread};
+use crate::native::step::Plan;
 use crate::native::user;
 use crate::process::Process;
 use crate::{Kind, Stdio, wasm};
@@ -31,9 +33,8 @@ impl ExecSpec {
     /// # Errors
     /// InvalidArgument for what is wrong, Unimplemented for what hybrid doesn't do; both with the name of the field.
     pub fn parse(json: &[u8]) -> Result<ExecSpec> {
-        let process: ProcessSpec = from_json(json, "process")?;
+        let process: ProcessSpec = read_with_process(json, "process", "")?;
         check_process(&process)?;
-        refuse(unsupported_of_process(&process))?;
         Ok(ExecSpec(process))
     }
 }
@@ -50,6 +51,11 @@ impl Container {
     /// # Errors
     /// FailedPrecondition when init has ended; else what could not be done, with the spec's field; nothing is left behind.
     pub fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Process> {
+        self.exec_with(spec, stdio, |_| ())
+    }
+
+    /// The same with a look at the plan before it is run.
+    pub(crate) fn exec_with(&self, spec: &ExecSpec, stdio: Stdio, look: impl FnOnce(&mut Plan)) -> Result<Process> {
         let process = self.joining.complete(&spec.0);
         let mappings = self.joining.mappings.as_ref();
         mappings.map_or(Ok(()), |mappings| mappings.check(&process))?;
@@ -72,7 +78,9 @@ impl Container {
         let for_guest = matches!(payload, Payload::Runner { .. });
         let environment = environment(&process, root.as_fd(), for_guest);
         drop(root);
-        let plan = self.joining.compile(&process, &environment, init, &self.cgroup, stdio, payload)?;
+        let mut plan = self.joining.compile(&process, &environment, init, &self.cgroup, stdio, payload)?;
+        look(&mut plan);
+        let _bound = Affinity::of(&process)?.initial.as_ref().map(BoundThread::to).transpose()?;
         let pid_namespace = self.joining.pid_namespace().then_some(init);
         exec(plan, pid_namespace, &self.cgroup.births_beside(self.init.pid())?, console)
     }
@@ -86,7 +94,7 @@ impl Container {
     }
 
     /// The container's root folder, as init sees it.
-    fn root(&self) -> Result<OwnedFd> {
+    pub(crate) fn root(&self) -> Result<OwnedFd> {
         let path = format!("/proc/{}/root", self.init.pid());
         let root = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         // Had it ended before, the pid could be another process's by now.
@@ -124,7 +132,7 @@ mod tests {
         for (field, value, kind) in [
             ("args", json!([]), Kind::InvalidArgument),
             ("cwd", json!("relative"), Kind::InvalidArgument),
-            ("selinuxLabel", json!("a:b:c"), Kind::Unimplemented),
+            ("ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 8}), Kind::InvalidArgument),
         ] {
             let mut bad = good.clone();
             bad[field] = value;

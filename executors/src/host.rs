@@ -1,17 +1,22 @@
 //! Calls on the shim's own process.
 
 use std::collections::BTreeSet;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{Seek, Write};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use cgroups_rs::fs::hierarchies;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, memfd_create};
 
 use crate::error::{OrKind, Result, bail};
-use crate::{Kind, Process, process, sys};
+use crate::native::options::Recursive;
+use crate::rootfs::clone_tree;
+use crate::sys::{self, CStringArray, MountAttr};
+use crate::{Kind, Process, process};
 
 /// The two sides of [`fork`].
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +39,43 @@ pub fn fork() -> Result<Fork> {
         Some(child) => Ok(Fork::Parent { child }),
         None => Ok(Fork::Child),
     }
+}
+
+/// Executes this program anew from a read-only mount of its own, with the same arguments, environment and descriptors;
+/// returns when it runs from one. A child of this process is this program until its execve(2), and an image can have it
+/// execute `/proc/self/exe`: on the host's own mount it could be opened for writing then (CVE-2019-5736). The mount is
+/// attached nowhere, and gone with the last process of it.
+pub fn run_read_only() -> Result<()> {
+    let binary = own_binary()?;
+    if is_read_only(&binary)? {
+        // By a descriptor execve(2) names the process after that.
+        let name = std::env::args_os().next().map(PathBuf::from);
+        let name = name.as_deref().and_then(Path::file_name).and_then(|name| CString::new(name.as_bytes()).ok());
+        return rustix::thread::set_name(&name.unwrap_or_default()).or_kind(Kind::Internal, || "name the process");
+    }
+    let what = || "execute this program from a read-only mount";
+    let path = std::fs::read_link("/proc/self/exe").or_kind(Kind::Internal, what)?;
+    let tree = clone_tree(&path, Recursive::No).or_kind(Kind::Internal, what)?;
+    let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    sys::mount_setattr(tree.as_fd(), false, &attr).or_kind(Kind::Internal, what)?;
+    let strings = |all: Vec<Vec<u8>>| all.into_iter().map(CString::new).collect::<std::result::Result<Vec<_>, _>>();
+    let arguments = strings(std::env::args_os().map(OsString::into_vec).collect()).or_kind(Kind::Internal, what)?;
+    let environment = std::env::vars_os().map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat());
+    let environment = strings(environment.collect()).or_kind(Kind::Internal, what)?;
+    let errno = sys::fexecve(tree.as_fd(), &CStringArray::new(arguments), &CStringArray::new(environment));
+    Err(errno).or_kind(Kind::Internal, what)
+}
+
+/// The file that this process executes, as the mount has it that it was executed from; not to be read.
+pub(crate) fn own_binary() -> Result<OwnedFd> {
+    rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .or_kind(Kind::Internal, || "open /proc/self/exe")
+}
+
+/// Whether a file's mount is read-only.
+pub(crate) fn is_read_only(file: &OwnedFd) -> Result<bool> {
+    let mount = rustix::fs::fstatvfs(file).or_kind(Kind::Internal, || "look at the mount of a file")?;
+    Ok(mount.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// Starts a helper program, a child of this process that [`reap_orphans`] leaves alone. It gets each of `pass` as the
@@ -87,20 +129,17 @@ pub fn join_cgroup(path: &str) -> Result<()> {
     Ok(())
 }
 
-/// How long after its start a process drops the code that only starting needed, in seconds.
-const SETTLED: u32 = 1;
-
-/// Keeps the memory of a long-lived process small: threads share one malloc arena, and code that only starting needed is
-/// unmapped after a second, by SIGALRM. To be called before there are threads.
-pub fn save_memory() {
+/// Lets all threads share one malloc arena, as each further one would cost memory for nothing. To be called before there
+/// are threads.
+pub fn share_malloc_arena() {
     sys::one_malloc_arena();
-    runner::pages::drop_code_pages_after(SETTLED);
 }
 
-/// Has the code that this activity needed unmapped once a second has passed without another. To be called after what is done
-/// rarely and takes much code, such as making a container.
-pub fn settle_memory() {
-    runner::pages::drop_code_pages_after(SETTLED);
+/// Gives back the memory that activity has left: free memory of malloc's, and the pages of code. To be called some time after
+/// what is done rarely and takes much of both, such as making a container.
+pub fn release_memory() {
+    sys::trim_malloc();
+    runner::pages::drop_code_pages();
 }
 
 /// Puts this process into a core scheduling group of its own (prctl(2), PR_SCHED_CORE_CREATE), so that its children share

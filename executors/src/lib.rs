@@ -5,12 +5,14 @@
 //! ```text
 //! Bundle::open ─> create ─> Container ─ init(), exec() ─> Process: start, signal, exit_fd, reap, take_console
 //!                              ├─ pids, signal_all, delete
-//!                              └─ freeze, thaw, update, stats, watch_oom
+//!                              └─ freeze, thaw, update, stats, watch_oom, checkpoint
+//! Bundle::open ─> Restorable::new ─> restore ─> Container, whose processes come from a checkpoint
 //! ```
 #![deny(unsafe_code)]
 
 mod bundle;
 mod cgroup;
+mod checkpoint;
 mod clean;
 mod console;
 mod container;
@@ -18,10 +20,14 @@ mod dispatch;
 mod error;
 mod exec;
 mod features;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hooks;
 pub mod host;
 mod native;
 mod process;
+mod procfs;
 mod resources;
 mod rootfs;
 mod sys;
@@ -30,6 +36,7 @@ pub mod wasm;
 pub use bundle::Bundle;
 pub use cgroup::oom::{Oom, OomWatch};
 pub use cgroup::stats::{self, Stats};
+pub use checkpoint::{CheckpointOptions, Criu, Restorable};
 pub use clean::clean;
 pub use console::Console;
 pub use container::{Container, CreateOptions, Stdio, Streams, create};

@@ -43,6 +43,12 @@ impl Process {
         Self { pid, pidfd, starter: Mutex::new(starter), exit: Mutex::default(), console: Mutex::new(console) }
     }
 
+    /// With the terminal's end for the shim.
+    pub(crate) fn with_console(self, console: Console) -> Process {
+        *lock(&self.console) = Some(console);
+        self
+    }
+
     /// Puts something around the start.
     pub(crate) fn wrap_starter(&self, wrap: impl FnOnce(Box<dyn Starter>) -> Box<dyn Starter>) {
         let mut starter = lock(&self.starter);
@@ -131,9 +137,25 @@ impl Unfinished {
         self.0.as_ref()
     }
 
+    /// Waits for its end.
+    pub fn wait(mut self) -> Result<()> {
+        if let Some(child) = self.0.take() {
+            let waited = wait(child.pidfd.as_fd(), 0);
+            forget(child.pid);
+            waited?;
+        }
+        Ok(())
+    }
+
     /// The child as it is; nothing is killed any more.
     pub fn finish(mut self) -> Option<Child> {
         self.0.take()
+    }
+}
+
+impl From<Child> for Unfinished {
+    fn from(child: Child) -> Self {
+        Self(Some(child))
     }
 }
 
@@ -165,6 +187,15 @@ pub(crate) fn spawn_command(command: &mut std::process::Command) -> std::io::Res
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())?;
     pids.get_or_insert_default().insert(pid);
     Ok(Child { pid, pidfd })
+}
+
+/// Lists a child that another process has made as waited for.
+pub(crate) fn adopt(pid: u32) -> rustix::io::Result<Unfinished> {
+    let mut pids = lock(&WAITED_FOR);
+    let raw = rustix::process::Pid::from_raw(pid as i32).ok_or(Errno::SRCH)?;
+    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())?;
+    pids.get_or_insert_default().insert(pid);
+    Ok(Child { pid, pidfd }.into())
 }
 
 /// Runs a helper program to its end, listed as waited for; its output is returned as [`std::process::Command::output`] does.

@@ -5,14 +5,15 @@
 //! the descriptor is all the cleaning there is.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
+    open_tree, unmount,
 };
 
 use crate::Kind;
@@ -63,6 +64,18 @@ impl Rootfs {
         (self.tree, self.at)
     }
 
+    /// Mounts the tree at a folder on the host, which is made if missing.
+    pub fn attach(self, at: PathBuf) -> Result<Attached> {
+        let what = || format!("mount the rootfs at {}", at.display());
+        let made = match std::fs::create_dir(&at) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+            made => made.or_kind(Kind::Internal, what).map(|()| true)?,
+        };
+        let attached = move_mount(&self.tree, c"", CWD, &at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+        attached.or_kind(Kind::Internal, what)?;
+        Ok(Attached { at, made })
+    }
+
     /// Opens a file inside the tree for reading, with every symlink resolved inside it. Never a device or a fifo, whose
     /// opening alone can have effects.
     pub fn open(&self, path: &Path) -> std::result::Result<std::fs::File, Errno> {
@@ -70,10 +83,40 @@ impl Rootfs {
     }
 }
 
+/// A root file system that is mounted on the host; dropping it unmounts it.
+pub(crate) struct Attached {
+    at: PathBuf,
+    /// Whether the folder was made for it.
+    made: bool,
+}
+
+impl Attached {
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let at = self.at.display();
+        if let Err(errno) = unmount(&self.at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            log::warn!("unmount {at}: {errno}");
+        } else if self.made
+            && let Err(e) = std::fs::remove_dir(&self.at)
+        {
+            log::warn!("remove {at}: {e}");
+        }
+    }
+}
+
 /// Opens a regular file inside the folder `root` for reading; see [`Rootfs::open`].
 pub(crate) fn open_inside(root: BorrowedFd<'_>, path: &Path) -> std::result::Result<std::fs::File, Errno> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let found = openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    open_found(openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+}
+
+/// Opens for reading what an O_PATH descriptor is of, if it is a regular file.
+pub(crate) fn open_found(found: OwnedFd) -> std::result::Result<std::fs::File, Errno> {
     let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
     match kind {
         rustix::fs::FileType::RegularFile => {}
@@ -81,7 +124,7 @@ pub(crate) fn open_inside(root: BorrowedFd<'_>, path: &Path) -> std::result::Res
         _ => return Err(Errno::ACCESS),
     }
     // Opened by its descriptor, so it is the file that was looked at.
-    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found));
+    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
     rustix::fs::open(link, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(std::fs::File::from)
 }
 
@@ -128,8 +171,10 @@ fn stacked(requests: &[RootfsMount], at: &Path) -> Result<OwnedFd> {
     let mut mounted = Stack { at, count: 0 };
     for request in requests {
         let options = parse(request)?;
-        let target = inside(at, &request.target)?;
-        let describe = || format!("mount {} {:?} at {}", request.fstype, request.source, target.display());
+        let describe =
+            || format!("mount {} {:?} at {}{}", request.fstype, request.source, at.display(), request.target);
+        let folder = inside(at, &request.target)?;
+        let target = format!("/proc/self/fd/{}", folder.as_raw_fd());
         if request.fstype == "bind" || options.bind.is_some() {
             let recursive = if options.bind == Some(Recursive::Yes) { MountFlags::REC } else { MountFlags::empty() };
             mount(&request.source, &target, "", MountFlags::BIND | recursive, None)
@@ -146,7 +191,7 @@ fn stacked(requests: &[RootfsMount], at: &Path) -> Result<OwnedFd> {
         if request.target.is_empty() {
             mounted.count += 1;
         }
-        let attached = open_tree(CWD, &target, OpenTreeFlags::OPEN_TREE_CLOEXEC).or_kind(Kind::Internal, describe)?;
+        let attached = inside(at, &request.target)?;
         set_attributes(attached.as_fd(), &options).or_kind(Kind::InvalidArgument, describe)?;
     }
     let tree = clone_tree(at, Recursive::Yes).or_kind(Kind::Internal, || format!("open_tree {}", at.display()))?;
@@ -172,13 +217,20 @@ impl Drop for Stack<'_> {
     }
 }
 
-/// A target below `at`, which may not lead out of it.
-fn inside(at: &Path, target: &str) -> Result<PathBuf> {
+/// Opens a target below `at` as it is by now: symlinks of the image do not lead out of it.
+fn inside(at: &Path, target: &str) -> Result<OwnedFd> {
     let target = Path::new(target.trim_start_matches('/'));
     if target.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
         bail!(InvalidArgument, "rootfs mount: target {target:?} leads out of the rootfs");
     }
-    Ok(if target.as_os_str().is_empty() { at.to_owned() } else { at.join(target) })
+    let what = || format!("rootfs mount: open {} in {}", target.display(), at.display());
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::open(at, flags | OFlags::DIRECTORY, Mode::empty()).or_kind(Kind::InvalidArgument, what)?;
+    if target.as_os_str().is_empty() {
+        return Ok(root);
+    }
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    openat2(&root, target, flags, Mode::empty(), resolve).or_kind(Kind::InvalidArgument, what)
 }
 
 fn parse(request: &RootfsMount) -> Result<Options> {
@@ -253,8 +305,21 @@ mod tests {
 
     #[test]
     fn targets_stay_inside() {
-        assert_eq!(inside(Path::new("/r"), "").unwrap(), Path::new("/r"));
-        assert_eq!(inside(Path::new("/r"), "/a/b").unwrap(), Path::new("/r/a/b"));
-        assert!(inside(Path::new("/r"), "../x").is_err());
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        std::os::unix::fs::symlink("/a", root.join("absolute")).unwrap();
+        std::os::unix::fs::symlink("../../../a", root.join("climbing")).unwrap();
+        std::os::unix::fs::symlink("/proc/self/root", root.join("magic")).unwrap();
+        let path = |target| {
+            inside(&root, target).map(|fd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap())
+        };
+        assert_eq!(path("").unwrap(), root);
+        for target in ["/a/b", "absolute/b", "climbing/b"] {
+            assert_eq!(path(target).unwrap(), root.join("a/b"), "{target}");
+        }
+        for target in ["../x", "magic/a", "missing"] {
+            assert!(path(target).is_err(), "{target}");
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! lock, and no glibc wrapper that talks to other threads (its setuid and setgroups do; see nptl(7)).
 #![allow(unsafe_code)]
 
+pub(crate) mod scheduling;
+
 use std::ffi::{CStr, CString, c_char, c_int, c_long};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
@@ -229,12 +231,22 @@ impl BpfProgram {
     }
 }
 
-/// seccomp(2) SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_* `flags`.
-pub(crate) fn seccomp_filter(program: &BpfProgram, flags: u32) -> Result<()> {
+/// seccomp(2) SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_* `flags`. Returns the number of the listener's descriptor, if
+/// SECCOMP_FILTER_FLAG_NEW_LISTENER is one of them.
+pub(crate) fn seccomp_filter(program: &BpfProgram, flags: u32) -> Result<RawFd> {
     let fprog = libc::sock_fprog { len: program.0.len() as u16, filter: program.0.as_ptr().cast_mut() };
     // SAFETY: fprog describes the program's own memory, which the kernel only reads.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const fprog) })?;
-    Ok(())
+    let number =
+        check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const fprog) })?;
+    Ok(number as RawFd)
+}
+
+/// Whether the kernel knows these SECCOMP_FILTER_FLAG_*: it looks at them before the filter, which is not there.
+pub(crate) fn takes_seccomp_flags(flags: u32) -> bool {
+    let none = std::ptr::null::<libc::sock_fprog>();
+    // SAFETY: the kernel fails to read a filter at address 0, so none is loaded.
+    let result = check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, none) });
+    result == Err(Errno::FAULT)
 }
 
 /// A core scheduling cookie of its own for this process: prctl(2) PR_SCHED_CORE_CREATE.
@@ -336,6 +348,44 @@ pub(crate) fn pass_descriptors(command: &mut std::process::Command, pass: Vec<(O
     unsafe { command.pre_exec(place) };
 }
 
+/// Which cgroup namespace a helper program runs in.
+pub(crate) enum CgroupNamespace {
+    /// That of this process.
+    Same,
+    /// One whose root are the cgroups that it enters.
+    New,
+    Join(OwnedFd),
+}
+
+/// Lets the command's process enter cgroups, by their `cgroup.procs`, before it executes its program.
+pub(crate) fn enter_cgroups(command: &mut std::process::Command, files: Vec<OwnedFd>, namespace: CgroupNamespace) {
+    use std::os::unix::process::CommandExt;
+    let enter = move || {
+        for file in &files {
+            // Zero is the process that writes (cgroups(7)).
+            rustix::io::write(file, b"0")?;
+        }
+        match &namespace {
+            CgroupNamespace::Same => {}
+            CgroupNamespace::New => unshare(libc::CLONE_NEWCGROUP)?,
+            CgroupNamespace::Join(namespace) => rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(namespace),
+                Some(rustix::thread::LinkNameSpaceType::ControlGroup),
+            )?,
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it only makes system calls, on memory and descriptors prepared before.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// getcwd(2) itself: what the kernel says of the current folder, without the null byte.
+pub(crate) fn getcwd(buffer: &mut [u8]) -> Result<&[u8]> {
+    // SAFETY: the buffer is valid for writes of its length.
+    let length = check(unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) })? as usize;
+    Ok(buffer.get(..length.saturating_sub(1)).unwrap_or_default())
+}
+
 /// close_range(2) from `first` to `last`, both included.
 pub(crate) fn close_range(first: RawFd, last: RawFd) -> Result<()> {
     // SAFETY: called in a cloned child that is about to execute a program, where nobody uses the descriptors any more.
@@ -434,4 +484,10 @@ pub(crate) fn close(fd: RawFd) {
 pub(crate) fn one_malloc_arena() {
     // SAFETY: mallopt changes a parameter of the allocator, under its own lock.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Gives free memory of malloc's back to the kernel (malloc_trim(3)).
+pub(crate) fn trim_malloc() {
+    // SAFETY: it only changes what is free, under the allocator's own lock.
+    unsafe { libc::malloc_trim(0) };
 }

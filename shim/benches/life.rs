@@ -7,6 +7,8 @@
 //! - `shim`: the shim alone, called as containerd calls it: start, Create, Start, Wait, Delete, Shutdown.
 //! - `ctr run`: the whole of `ctr run --rm --null-io`, with the time ctr and containerd take themselves in it.
 //! - `exec`: a further process in a running container: Exec, Start, Wait, Delete, with fifos for its streams.
+//! - `seccomp`: a further container in a pod, without and with containerd's default seccomp profile: Create, Start, Wait,
+//!   Delete.
 #![forbid(unsafe_code)]
 
 #[path = "../tests/e2e/harness/mod.rs"]
@@ -53,6 +55,8 @@ fn main() -> Result<()> {
         let tasks = tasks.into_iter().collect::<Result<Vec<_>>>()?;
         measure(rounds, |index, round| exec(&tasks[index], &format!("e{round}")))?;
         tasks.into_iter().try_for_each(Task::end)?;
+        println!("containerd {line}, seccomp: median of {rounds} containers in a pod, taking turns");
+        seccomp(&containerd, rounds)?;
         containerd.stop()?;
     }
     leaks::remove_namespace_cgroups()
@@ -127,4 +131,57 @@ fn exec(task: &Task, id: &str) -> Result<Duration> {
     ensure!(exit.exit_status == 0, "exit status {}", exit.exit_status);
     exec.delete().context("Delete")?;
     Ok(start.elapsed())
+}
+
+/// Prints the time of a container in a pod without and with the default profile, by hybrid's shim.
+fn seccomp(containerd: &Containerd, rounds: usize) -> Result<()> {
+    let (runtime, kind) = (Runtime::Hybrid, Kind::Linux);
+    let image = kind.image();
+    containerd.ctr(["containers", "create", "--seccomp", &image, "profile"]).done()?;
+    let text = containerd.ctr(["containers", "info", "--spec", "profile"]).done()?.stdout;
+    containerd.ctr(["containers", "delete", "profile"]).done()?;
+    let spec: serde_json::Value = serde_json::from_str(&text).context("parsing the spec of a container")?;
+    let profile = &spec["linux"]["seccomp"];
+    ensure!(profile["syscalls"].is_array(), "no profile in {text}");
+    let pod = running(containerd, runtime, kind)?;
+    let life = |id: &str, with: bool| -> Result<Duration> {
+        let mut spec = Spec::default(containerd, kind, id, &["exit", "0"])?;
+        if with {
+            spec = spec.set("/linux/seccomp", profile.clone())?;
+        }
+        let direct = Direct::new(containerd, runtime, id)?.config(&spec)?;
+        let server = pod.server.of(&direct);
+        let start = Instant::now();
+        server.create().context("Create")?;
+        server.start().context("Start")?;
+        let exit = server.wait().context("Wait")?;
+        ensure!(exit.exit_status == 0, "exit status {}", exit.exit_status);
+        server.delete().context("Delete")?;
+        let time = start.elapsed();
+        direct.remove()?;
+        Ok(time)
+    };
+    let mut times = [Vec::new(), Vec::new()];
+    let mut first = Duration::ZERO;
+    for round in 0..=rounds {
+        for with in [false, true] {
+            let time = life(&format!("s{round}-{with}"), with)?;
+            match (round, with) {
+                (0, true) => first = time,
+                (0, false) => {}
+                _ => times[usize::from(with)].push(time),
+            }
+        }
+    }
+    pod.end()?;
+    let [without, with] = times.map(|mut times| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1e3
+    });
+    let first = first.as_secs_f64() * 1e3;
+    println!(
+        "  without {without:.2} ms   with {with:.2} ms, {:.2} ms more   its first use {first:.2} ms",
+        with - without
+    );
+    Ok(())
 }

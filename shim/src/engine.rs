@@ -2,7 +2,10 @@
 //!
 //! The traits mirror `executors`' own types one to one; they exist so that the life cycle can be tested with fakes.
 
-use executors::{Choice, Console, CreateOptions, ExecSpec, Exit, OomWatch, Result, RootfsMount, Stats, Stdio};
+use executors::{
+    CheckpointOptions, Choice, Console, CreateOptions, Criu, ExecSpec, Exit, OomWatch, Result, RootfsMount, Stats,
+    Stdio,
+};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +24,20 @@ pub trait Bundle {
         stdio: Stdio,
         options: &CreateOptions,
     ) -> Result<Box<dyn Container>>;
+    fn restorable(
+        self: Box<Self>,
+        rootfs: &[RootfsMount],
+        images: &Path,
+        criu: &Criu,
+        options: &CreateOptions,
+    ) -> Result<Box<dyn Restorable>>;
+}
+
+/// See [`executors::Restorable`].
+pub trait Restorable: Send {
+    fn choice(&self) -> &Choice;
+    fn owns_pid_namespace(&self) -> bool;
+    fn restore(self: Box<Self>, stdio: Stdio) -> Result<Box<dyn Container>>;
 }
 
 /// See [`executors::Container`].
@@ -33,6 +50,7 @@ pub trait Container: Send + Sync {
     fn thaw(&self) -> Result<()>;
     fn update(&self, resources: &[u8]) -> Result<()>;
     fn stats(&self) -> Result<Stats>;
+    fn checkpoint(&self, bundle: &Path, criu: &Criu, options: &CheckpointOptions) -> Result<()>;
     fn watch_oom(&self) -> Result<Option<OomWatch>>;
     fn pids(&self) -> Result<Vec<u32>>;
     fn signal_all(&self, signal: i32) -> Result<()>;
@@ -71,6 +89,30 @@ impl Bundle for executors::Bundle {
     ) -> Result<Box<dyn Container>> {
         Ok(Box::new(executors::create(*self, rootfs, stdio, options)?))
     }
+
+    fn restorable(
+        self: Box<Self>,
+        rootfs: &[RootfsMount],
+        images: &Path,
+        criu: &Criu,
+        options: &CreateOptions,
+    ) -> Result<Box<dyn Restorable>> {
+        Ok(Box::new(executors::Restorable::new(*self, rootfs, images, criu, options)?))
+    }
+}
+
+impl Restorable for executors::Restorable {
+    fn choice(&self) -> &Choice {
+        executors::Restorable::choice(self)
+    }
+
+    fn owns_pid_namespace(&self) -> bool {
+        executors::Restorable::owns_pid_namespace(self)
+    }
+
+    fn restore(self: Box<Self>, stdio: Stdio) -> Result<Box<dyn Container>> {
+        Ok(Box::new(executors::Restorable::restore(*self, stdio)?))
+    }
 }
 
 impl Container for executors::Container {
@@ -104,6 +146,10 @@ impl Container for executors::Container {
 
     fn stats(&self) -> Result<Stats> {
         executors::Container::stats(self)
+    }
+
+    fn checkpoint(&self, bundle: &Path, criu: &Criu, options: &CheckpointOptions) -> Result<()> {
+        executors::Container::checkpoint(self, bundle, criu, options)
     }
 
     fn watch_oom(&self) -> Result<Option<OomWatch>> {

@@ -10,7 +10,8 @@
 use crate::status::timestamp;
 use anyhow::{Context, Result, anyhow};
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
 };
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
@@ -58,6 +59,7 @@ events! {
     TaskDelete => TASK_DELETE_EVENT_TOPIC,
     TaskExecAdded => TASK_EXEC_ADDED_EVENT_TOPIC,
     TaskExecStarted => TASK_EXEC_STARTED_EVENT_TOPIC,
+    TaskCheckpointed => TASK_CHECKPOINTED_EVENT_TOPIC,
     TaskPaused => TASK_PAUSED_EVENT_TOPIC,
     TaskResumed => TASK_RESUMED_EVENT_TOPIC,
     TaskOOM => TASK_OOM_EVENT_TOPIC,

@@ -10,6 +10,7 @@
 //!
 //! What hybrid does not do is refused by the option's name, as it stands in containerd's configuration.
 
+mod checkpoint;
 mod create;
 mod generic;
 mod table;
@@ -17,7 +18,9 @@ mod table;
 use crate::stdio::Owner;
 use anyhow::{Context, anyhow};
 use containerd_shim_protos::shim::oci;
-use executors::{CreateOptions, Error, Kind, Result, WasmOptions};
+use executors::{CreateOptions, Criu, Error, Kind, Result, WasmOptions};
+
+pub use self::checkpoint::checkpoint;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, UnknownValueRef};
 use std::path::PathBuf;
@@ -31,25 +34,12 @@ const GENERIC: &str = "runtimeoptions.v1.Options";
 pub struct Options {
     /// `IoUid`, `IoGid`: who shall own the standard streams.
     pub io_owner: Option<Owner>,
-    /// `NoPivotRoot`, `NoNewKeyring`, and those for WebAssembly.
+    /// `NoPivotRoot`, `NoNewKeyring`, `SystemdCgroup`, and those for WebAssembly.
     pub create: CreateOptions,
     /// `ShimCgroup`: the cgroup that `start` moves the shim into.
     pub shim_cgroup: Option<String>,
-    /// `SystemdCgroup`: containers' cgroups by systemd.
-    pub systemd_cgroup: bool,
-    /// What checkpoint and restore are done with.
+    /// `CriuPath`, `CriuWorkPath`: what checkpoint and restore are done with.
     pub criu: Criu,
-}
-
-/// CRIU's own options; a path that is not set is a default of whoever uses it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Criu {
-    /// `CriuPath`: its program (containerd 1.x).
-    pub path: Option<PathBuf>,
-    /// `CriuImagePath`: the folder of a checkpoint.
-    pub image_path: Option<PathBuf>,
-    /// `CriuWorkPath`: the folder of its logs.
-    pub work_path: Option<PathBuf>,
 }
 
 /// An option before it is judged: those of containerd, and what our protobuf definition has no longer.
@@ -60,28 +50,10 @@ struct Raw {
     wasm: WasmOptions,
 }
 
-/// The options of a Create request.
+/// The options in any of their forms.
 ///
 /// # Errors
 /// InvalidArgument for what is not what it claims to be, Unimplemented for what is not done.
-pub fn check(options: Option<&Any>) -> Result<Options> {
-    let options = parse(options)?;
-    if options.systemd_cgroup {
-        return Err(Error::new(
-            Kind::Unimplemented,
-            anyhow!(
-                "the runtime option SystemdCgroup is not implemented: set it to false, and give containers a \
-                 linux.cgroupsPath that is a path (for the kubelet: cgroupDriver: cgroupfs)"
-            ),
-        ));
-    }
-    Ok(options)
-}
-
-/// The options in any of their forms, whether or not a container can be created with them.
-///
-/// # Errors
-/// As for [`check`].
 pub fn parse(options: Option<&Any>) -> Result<Options> {
     let Some(options) = options.filter(|any| !any.type_url.is_empty() || !any.value.is_empty()) else {
         return Ok(Options::default());
@@ -139,18 +111,24 @@ fn judge(Raw { runc, criu_path, wasm }: Raw) -> Result<Options> {
         let (address, version) = (&runc.task_api_address, runc.task_api_version);
         log::debug!("the runtime option TaskApiAddress, {address:?} (version {version}), is containerd's own");
     }
+    if !runc.criu_image_path.is_empty() {
+        let path = &runc.criu_image_path;
+        log::debug!(
+            "the runtime option CriuImagePath, {path:?}, is containerd's own: it names the checkpoint in Create"
+        );
+    }
     let owner = Owner { uid: runc.io_uid, gid: runc.io_gid };
     let path = |text: String| (!text.is_empty()).then(|| PathBuf::from(text));
     Ok(Options {
         io_owner: (owner != Owner { uid: 0, gid: 0 }).then_some(owner),
-        create: CreateOptions { no_pivot_root: runc.no_pivot_root, no_new_keyring: runc.no_new_keyring, wasm },
-        shim_cgroup: (!runc.shim_cgroup.is_empty()).then_some(runc.shim_cgroup),
-        systemd_cgroup: runc.systemd_cgroup,
-        criu: Criu {
-            path: path(criu_path),
-            image_path: path(runc.criu_image_path),
-            work_path: path(runc.criu_work_path),
+        create: CreateOptions {
+            no_pivot_root: runc.no_pivot_root,
+            no_new_keyring: runc.no_new_keyring,
+            systemd_cgroup: runc.systemd_cgroup,
+            wasm,
         },
+        shim_cgroup: (!runc.shim_cgroup.is_empty()).then_some(runc.shim_cgroup),
+        criu: Criu { path: path(criu_path), work_path: path(runc.criu_work_path) },
     })
 }
 
@@ -181,36 +159,40 @@ mod tests {
     fn runc(change: impl FnOnce(&mut oci::Options)) -> Result<Options> {
         let mut options = oci::Options::new();
         change(&mut options);
-        check(Some(&any("containerd.runc.v1.Options", options.write_to_bytes().unwrap())))
+        parse(Some(&any("containerd.runc.v1.Options", options.write_to_bytes().unwrap())))
     }
 
     #[test]
     fn no_options_and_default_options_are_the_default() {
-        assert_eq!(check(None).unwrap(), Options::default());
-        assert_eq!(check(Some(&Any::new())).unwrap(), Options::default());
+        assert_eq!(parse(None).unwrap(), Options::default());
+        assert_eq!(parse(Some(&Any::new())).unwrap(), Options::default());
         assert_eq!(runc(|_| {}).unwrap(), Options::default());
         let hosted = any("type.googleapis.com/containerd.runc.v1.Options", vec![]);
-        assert_eq!(check(Some(&hosted)).unwrap(), Options::default());
-        assert_eq!(check(Some(&any("runtimeoptions.v1.Options", vec![]))).unwrap(), Options::default());
+        assert_eq!(parse(Some(&hosted)).unwrap(), Options::default());
+        assert_eq!(parse(Some(&any("runtimeoptions.v1.Options", vec![]))).unwrap(), Options::default());
     }
 
     #[test]
     fn every_field_is_taken() {
         let options = runc(|o| {
             (o.io_uid, o.io_gid) = (7, 0);
-            (o.no_pivot_root, o.no_new_keyring) = (true, true);
+            (o.no_pivot_root, o.no_new_keyring, o.systemd_cgroup) = (true, true, true);
             o.shim_cgroup = "/shims".into();
             o.criu_image_path = "/images".into();
             o.criu_work_path = "/work".into();
             // These two are nobody's business here.
             (o.root, o.task_api_address, o.task_api_version) = ("/r".into(), "ttrpc+unix:///a".into(), 3);
         });
-        let criu = Criu { path: None, image_path: Some("/images".into()), work_path: Some("/work".into()) };
+        let criu = Criu { path: None, work_path: Some("/work".into()) };
         let expected = Options {
             io_owner: Some(Owner { uid: 7, gid: 0 }),
-            create: CreateOptions { no_pivot_root: true, no_new_keyring: true, ..CreateOptions::default() },
+            create: CreateOptions {
+                no_pivot_root: true,
+                no_new_keyring: true,
+                systemd_cgroup: true,
+                ..CreateOptions::default()
+            },
             shim_cgroup: Some("/shims".into()),
-            systemd_cgroup: false,
             criu,
         };
         assert_eq!(options.unwrap(), expected);
@@ -230,24 +212,15 @@ mod tests {
             assert!(error.to_string().contains(name), "{error}");
         };
         refused(runc(|o| o.binary_name = "crun".into()).unwrap_err(), "BinaryName (\"crun\")");
-        refused(runc(|o| o.systemd_cgroup = true).unwrap_err(), "SystemdCgroup");
-        refused(check(Some(&any("example.Options", vec![]))).unwrap_err(), "example.Options");
+        refused(parse(Some(&any("example.Options", vec![]))).unwrap_err(), "example.Options");
         // A field of a newer containerd (number 99), and an old one of another type.
-        refused(check(Some(&any("containerd.runc.v1.Options", b"\x98\x06\x01".to_vec()))).unwrap_err(), "99");
-        refused(check(Some(&any("containerd.runc.v1.Options", b"\x40\x01".to_vec()))).unwrap_err(), "number 8");
-    }
-
-    #[test]
-    fn start_reads_what_create_will_refuse() {
-        let mut options = oci::Options::new();
-        options.systemd_cgroup = true;
-        let any = any("containerd.runc.v1.Options", options.write_to_bytes().unwrap());
-        assert!(parse(Some(&any)).unwrap().systemd_cgroup);
+        refused(parse(Some(&any("containerd.runc.v1.Options", b"\x98\x06\x01".to_vec()))).unwrap_err(), "99");
+        refused(parse(Some(&any("containerd.runc.v1.Options", b"\x40\x01".to_vec()))).unwrap_err(), "number 8");
     }
 
     #[test]
     fn bytes_that_are_no_options_are_invalid() {
-        let error = check(Some(&any("containerd.runc.v1.Options", b"\x1a\x7f".to_vec()))).unwrap_err();
+        let error = parse(Some(&any("containerd.runc.v1.Options", b"\x1a\x7f".to_vec()))).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument);
     }
 }

@@ -15,12 +15,13 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use std::fs::OpenOptions;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use ttrpc::asynchronous::Server as TtrpcServer;
 use ttrpc::asynchronous::transport::Listener;
 
@@ -29,6 +30,8 @@ use ttrpc::asynchronous::transport::Listener;
 const BLOCKING_THREADS: usize = 64;
 /// How long such a thread waits for the next call before it ends, and gives its memory back.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// How long after the last activity the server gives memory back.
+const SETTLED: Duration = Duration::from_secs(1);
 /// How long the end of the shim waits for events that are not delivered yet.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// How long it waits for spans that are not exported yet, at the same time.
@@ -76,7 +79,7 @@ impl Stop {
 /// thread, right after the fork: until then containerd waits for the end of our stdout.
 pub fn run(server: Server) -> Result<()> {
     detach()?;
-    host::save_memory();
+    host::share_malloc_arena();
     let bundle = std::env::current_dir().context("find the bundle (the current folder)")?;
     logging::init(&bundle, &server.id, &server.namespace, server.level);
     let served = prepare_and_serve(server);
@@ -125,7 +128,7 @@ async fn serve(server: Server) -> Result<()> {
     let events = EventPublisher::new(&server.ttrpc_address, &server.namespace);
     let stop = Arc::new(Stop::new(server.socket));
     let tasks = Tasks::new(Arc::new(Host), events.clone(), &server.namespace);
-    let service = Service::new(tasks, stop.clone());
+    let service = Service::new(tasks.clone(), stop.clone());
     let listener = Listener::try_from(server.listener).context("listen on the socket")?;
     let telemetry = Telemetry::from_env(&server.id, &server.namespace);
     let methods = match &telemetry {
@@ -136,8 +139,11 @@ async fn serve(server: Server) -> Result<()> {
     ttrpc.start().await.context("start the ttrpc server")?;
     log::debug!("serving with pid {}", std::process::id());
 
+    let mut settled = pin!(sleep(SETTLED));
     loop {
         tokio::select! {
+            () = tasks.active() => settled.as_mut().reset(Instant::now() + SETTLED),
+            () = &mut settled, if !settled.is_elapsed() => host::release_memory(),
             _ = child.recv() => host::reap_orphans(),
             _ = terminate.recv() => break log::info!("ends on SIGTERM"),
             _ = interrupt.recv() => break log::info!("ends on SIGINT"),

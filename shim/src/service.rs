@@ -5,7 +5,7 @@
 use crate::serve::Stop;
 use crate::status::{rpc_error, task_status, timestamp};
 use crate::stdio::Names;
-use crate::task::{Creation, ExecRequest, State, Task as OneTask, TaskProcess, Tasks, precondition};
+use crate::task::{Creation, ExecRequest, State, Task as OneTask, TaskProcess, Tasks};
 use crate::{RUNTIME, options, stats};
 use anyhow::anyhow;
 use containerd_shim_protos::api::*;
@@ -86,10 +86,10 @@ fn creation(request: CreateTaskRequest) -> Result<Creation> {
     if request.id.is_empty() || request.bundle.is_empty() {
         return Err(Error::new(Kind::InvalidArgument, anyhow!("the request names no id or no bundle")));
     }
-    if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
-        return Err(unimplemented("checkpoint: restoring a task"));
+    if !request.parent_checkpoint.is_empty() {
+        return Err(unimplemented("parent_checkpoint: restoring a part of a checkpoint"));
     }
-    let options = options::check(request.options.as_ref())?;
+    let options = options::parse(request.options.as_ref())?;
     let names =
         Names { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
     let rootfs = request.rootfs.iter().map(|mount| RootfsMount {
@@ -110,7 +110,9 @@ fn creation(request: CreateTaskRequest) -> Result<Creation> {
     event.bundle = request.bundle.clone();
     event.rootfs = request.rootfs;
     event.io = MessageField::some(io);
-    Ok(Creation { id: request.id, bundle: request.bundle.into(), rootfs, names, options, event })
+    event.checkpoint = request.checkpoint.clone();
+    let checkpoint = (!request.checkpoint.is_empty()).then(|| request.checkpoint.into());
+    Ok(Creation { id: request.id, bundle: request.bundle.into(), rootfs, names, options, checkpoint, event })
 }
 
 /// The JSON of a part of the OCI spec, whose type's name is the end of its URL (containerd: core/runtime/typeurl.go).
@@ -295,12 +297,12 @@ impl Task for Service {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        let result = self.tasks.find(&request.id).and_then(|task| match task.init.state() {
-            State::Running => Err(unimplemented("Checkpoint: dumping a task with criu")),
-            State::Created => Err(precondition("the task was not started yet: it cannot be checkpointed")),
-            State::Stopped(_) => Err(precondition("the task has ended: it cannot be checkpointed")),
-        });
-        answer("Checkpoint", &request.id, result)
+        let checkpoint = async {
+            let task = self.tasks.find(&request.id)?;
+            let (options, criu) = options::checkpoint(&request.path, request.options.as_ref(), task.criu())?;
+            to_the_end(self.tasks.clone().checkpoint(task, options, criu)).await
+        };
+        answer("Checkpoint", &request.id, checkpoint.await.map(|()| Empty::new()))
     }
 }
 
@@ -329,8 +331,7 @@ mod tests {
     #[test]
     fn what_is_not_done_is_refused_by_name() {
         type Change = fn(&mut CreateTaskRequest);
-        let changes: [(&str, Change); 2] =
-            [("checkpoint", |r| r.checkpoint = "/c".into()), ("checkpoint", |r| r.parent_checkpoint = "/c".into())];
+        let changes: [(&str, Change); 1] = [("parent_checkpoint", |r| r.parent_checkpoint = "/c".into())];
         for (name, change) in changes {
             let error = request(change).map(|_| ()).unwrap_err();
             assert_eq!(error.kind(), Kind::Unimplemented);

@@ -1,6 +1,6 @@
 //! `start`: find the group's live shim or become it, and tell containerd where it listens.
 //!
-//! The server is a fork of this process, without an exec: the listener is bound before, so that containerd's
+//! The server is a fork of this process, which runs from a read-only mount of its binary, without an exec: the listener is bound before, so that containerd's
 //! connect waits in its backlog, and this process answers and ends at once.
 
 use crate::bootstrap::{self, Environment, Params};
@@ -33,6 +33,8 @@ const OOM_SCORE_MAX: i32 = 1000;
 
 /// Runs the `start` action in the bundle (the current folder).
 pub fn run(flags: &Flags) -> Result<()> {
+    // Before anything is read: what comes back from it is another process image.
+    host::run_read_only()?;
     let params = bootstrap::parse(&read_stdin()?, flags, Environment::read())?;
     let bundle = std::env::current_dir().context("find the bundle (the current folder)")?;
     let group = group(&bundle, &params.id)?;

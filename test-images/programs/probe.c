@@ -117,6 +117,17 @@ static int ticks(long count) {
     return 0;
 }
 
+/* Answers each line of stdin with how many there have been: what it counts is in its memory only. */
+static int count_lines(void) {
+    int c;
+    for (long count = 0; (c = getchar()) != EOF;)
+        if (c == '\n') {
+            printf("%ld\n", ++count);
+            fflush(stdout);
+        }
+    return 0;
+}
+
 static int bytes(long long count) {
     static char buffer[65536];
     while (count > 0) {
@@ -373,6 +384,8 @@ int main(int argc, char **argv) {
         return show_stat(first);
     if (HAS("sleep", first))
         return pause_for(atof(first));
+    if (IS("count"))
+        return count_lines();
     if (HAS("lines", first))
         return lines(atol(first));
     if (HAS("ticks", first))
@@ -400,6 +413,11 @@ int main(int argc, char **argv) {
         __builtin_trap();
     }
 #ifndef __wasi__
+    if (IS("reap")) {
+        /* As the first process of a pod does: its children need no wait. */
+        signal(SIGCHLD, SIG_IGN);
+        wait_for_signal();
+    }
     if (IS("on-term"))
         return on_signal(SIGTERM, first ? atoi(first) : 0);
     if (HAS("on-signal", second))
@@ -430,6 +448,20 @@ int main(int argc, char **argv) {
         return show_sizes(atoi(first));
     if (HAS("raw", first))
         return raw(atol(first));
+    if (IS("scheduling"))
+        return show_scheduling();
+    if (HAS("call", second))
+        return call(strcmp(first, "umask") ? atol(first) : SYS_umask, strtoul(second, NULL, 0));
+    if (HAS("call32", second))
+        return call32(atol(first), strtoul(second, NULL, 0));
+    if (HAS("swap", second))
+        return swap(first, second);
+    if (HAS("peek", first))
+        return peek(first);
+    if (IS("hunt"))
+        return hunt();
+    if (HAS("storm", first))
+        return storm(first);
     if (HAS("eat-in-child", first))
         return eat_in_child(atol(first));
 #endif

@@ -24,6 +24,19 @@ int show_sizes(int count);
 /* Puts the terminal into raw mode and sends back COUNT bytes of what it reads. */
 int raw(long count);
 
+/* How the kernel runs the process, a line for each property. */
+int show_scheduling(void);
+
+/* Makes the system call NUMBER with an argument, by the way of 64-bit and of 32-bit programs. */
+int call(long number, unsigned long argument);
+int call32(long number, unsigned long argument);
+
+/* What a hostile image tries: see attack.c. */
+int swap(const char *first, const char *second);
+int peek(const char *pid);
+int hunt(void);
+int storm(const char *file);
+
 /* Has a child do what eat() does; prints the signal that ended it, then waits to be ended too. */
 int eat_in_child(long megabytes);
 #endif

@@ -22,8 +22,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// The last part of the image's name: `linux`, `wasm-core`, `wasm-component`, `mixed` (both programs) or
-    /// `wasm-cases`.
+    /// The last part of the image's name: `linux`, `pause`, `wasm-core`, `wasm-component`, `mixed` (both programs),
+    /// `hostile` (both, among links that lead out) or `wasm-cases`.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -50,6 +50,10 @@ impl Image {
     }
 }
 
+/// The folder of the host's that the image `hostile` leads to, where its users put what nothing may come to: a `file` and a
+/// `folder`.
+pub const CANARY: &str = "/run/hybrid-canary";
+
 /// Builds a log driver (`programs/logger.c`), which runs on the host. Needs a C compiler with a static libc.
 pub fn logger() -> Result<Vec<u8>> {
     programs::logger()
@@ -58,6 +62,12 @@ pub fn logger() -> Result<Vec<u8>> {
 /// Builds an OCI hook (`programs/hook.c`), which runs on the host and in containers. Needs a C compiler with a static libc.
 pub fn hook() -> Result<Vec<u8>> {
     programs::hook()
+}
+
+/// Compiles the programs of the images, the log driver and the hook into the folder `out`. Where `HYBRID_PROGRAMS` names
+/// such a folder no compiler is needed.
+pub fn save_programs(out: &Path) -> Result<()> {
+    programs::save(out)
 }
 
 /// Builds every image. Needs a C compiler with a static libc, and clang with wasi-libc (see [`programs`]).
@@ -72,6 +82,13 @@ pub fn build() -> Result<Vec<Image>> {
             command: vec!["hello"],
             tree: Tree::base().file("bin/probe", 0o755, probe.clone()),
         },
+        // What keeps a pod's namespaces.
+        Image {
+            name: "pause",
+            entrypoint: vec!["/bin/probe"],
+            command: vec!["reap"],
+            tree: Tree::base().file("bin/probe", 0o755, probe.clone()),
+        },
         Image {
             name: "wasm-core",
             entrypoint: vec!["/probe.wasm"],
@@ -83,6 +100,12 @@ pub fn build() -> Result<Vec<Image>> {
             entrypoint: vec!["/probe.wasm"],
             command: vec!["hello"],
             tree: Tree::base().file("probe.wasm", 0o644, component),
+        },
+        Image {
+            name: "hostile",
+            entrypoint: vec!["/bin/probe"],
+            command: vec!["hello"],
+            tree: Tree::hostile().file("bin/probe", 0o755, probe.clone()).file("probe.wasm", 0o644, core.clone()),
         },
         Image {
             name: "mixed",

@@ -1,23 +1,64 @@
 //! Compiles the probe for Linux and for WASI 0.1, the guests of WASI 0.2, and the logger and the hook for Linux.
 //!
 //! Compilers: `CC` (default `cc`, with a static libc) and `WASM_CC` (default: the first of `clang-19`, `clang` that
-//! exists; Debian's packages are clang-19, lld-19, wasi-libc and libclang-rt-19-dev-wasm32).
+//! exists; Debian's packages are clang-19, lld-19, wasi-libc and libclang-rt-19-dev-wasm32). Where there are none,
+//! `HYBRID_PROGRAMS` names a folder with what was compiled elsewhere ([`save`]).
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const FLAGS: [&str; 6] = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,--strip-all"];
 
+/// What both kinds of the probe are made of.
 const PROBE: &[&str] = &["probe.c", "terminal.c", "memory.c"];
+
+/// The same with what only Linux has.
+const LINUX_PROBE: &[&str] = &["probe.c", "terminal.c", "memory.c", "kernel.c", "attack.c"];
+
+const LINUX: Program = Program { name: "probe", wasm: false, sources: LINUX_PROBE };
+const CORE_MODULE: Program = Program { name: "probe.wasm", wasm: true, sources: PROBE };
+const LOGGER: Program = Program { name: "logger", wasm: false, sources: &["logger.c"] };
+const HOOK: Program = Program { name: "hook", wasm: false, sources: &["hook.c"] };
+
+const ALL: [&Program; 4] = [&LINUX, &CORE_MODULE, &LOGGER, &HOOK];
+
+struct Program {
+    name: &'static str,
+    wasm: bool,
+    sources: &'static [&'static str],
+}
+
+impl Program {
+    fn get(&self) -> Result<Vec<u8>> {
+        match std::env::var_os("HYBRID_PROGRAMS") {
+            Some(folder) => read(&Path::new(&folder).join(self.name)),
+            None => self.compile(),
+        }
+    }
+
+    fn compile(&self) -> Result<Vec<u8>> {
+        let mut compiler = if self.wasm { for_wasm()? } else { static_linux() };
+        compile(&mut compiler, self.sources)
+    }
+}
+
+/// Compiles every program into the folder `out`, for `HYBRID_PROGRAMS`.
+pub(crate) fn save(out: &Path) -> Result<()> {
+    for program in ALL {
+        let path = out.join(program.name);
+        std::fs::write(&path, program.compile()?).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
 
 /// The probe as a statically linked Linux program.
 pub(crate) fn linux() -> Result<Vec<u8>> {
-    compile(&mut static_linux(), PROBE)
+    LINUX.get()
 }
 
 /// The probe as a WASI 0.1 command module.
 pub(crate) fn core_module() -> Result<Vec<u8>> {
-    compile(Command::new(wasm_compiler()?).arg("--target=wasm32-wasi"), PROBE)
+    CORE_MODULE.get()
 }
 
 /// A guest of WASI 0.2 that is no command module: the core of a component (see [`crate::wasm::guest`]).
@@ -28,12 +69,12 @@ pub(crate) fn guest(source: &str) -> Result<Vec<u8>> {
 
 /// The log driver as a statically linked Linux program.
 pub(crate) fn logger() -> Result<Vec<u8>> {
-    compile(&mut static_linux(), &["logger.c"])
+    LOGGER.get()
 }
 
 /// The hook as a statically linked Linux program.
 pub(crate) fn hook() -> Result<Vec<u8>> {
-    compile(&mut static_linux(), &["hook.c"])
+    HOOK.get()
 }
 
 fn static_linux() -> Command {
@@ -41,6 +82,12 @@ fn static_linux() -> Command {
     // A build id is a digest of the build's inputs, paths among them.
     compiler.args(["-static", "-Wl,--build-id=none"]);
     compiler
+}
+
+fn for_wasm() -> Result<Command> {
+    let mut compiler = Command::new(wasm_compiler()?);
+    compiler.arg("--target=wasm32-wasi");
+    Ok(compiler)
 }
 
 fn wasm_compiler() -> Result<PathBuf> {
@@ -69,5 +116,9 @@ fn compile(compiler: &mut Command, sources: &[&str]) -> Result<Vec<u8>> {
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    std::fs::read(&program).with_context(|| format!("reading the compiled {}", program.display()))
+    read(&program)
+}
+
+fn read(program: &Path) -> Result<Vec<u8>> {
+    std::fs::read(program).with_context(|| format!("reading the compiled {}", program.display()))
 }

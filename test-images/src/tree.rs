@@ -30,6 +30,67 @@ impl Tree {
             .file("bin/no-format", 0o755, "not a program\n")
     }
 
+    /// An image's every entry that a runtime comes to is a symbolic link out of it: by an absolute path, by `..`, round in
+    /// circles, by the descriptors and the root of a process. What there is to hit is in [`crate::CANARY`].
+    pub(crate) fn hostile() -> Tree {
+        const UP: &str = "../../../../../../../../run/hybrid-canary/folder";
+        const FILE: &str = "/run/hybrid-canary/file";
+        const FOLDER: &str = "/run/hybrid-canary/folder";
+        let mut tree = Tree::base();
+        for name in ["etc/passwd", "etc/group", "root", "escape", "escape-up"] {
+            tree.0.remove(name);
+        }
+        for folder in ["dev/pts", "etc/ssl", "proc/self", "proc/self/attr", "proc/1", "sys/fs", "sys/kernel", "srv"] {
+            tree.0.insert(folder, Node::Folder(0o755));
+        }
+        for (at, target) in [
+            ("cwd", "/proc/self/fd/7"),
+            ("cwd-outside", FOLDER),
+            ("cwd-root", "/proc/1/root"),
+            ("dev/console", FILE),
+            ("dev/fd", "/proc/1/root"),
+            ("dev/full", "../.."),
+            ("dev/mqueue", UP),
+            ("dev/null", "/proc/sys/kernel/core_pattern"),
+            ("dev/ptmx", "/proc/1/root/run/hybrid-canary/file"),
+            ("dev/pts/0", FILE),
+            ("dev/pts/ptmx", FILE),
+            ("dev/random", "random"),
+            ("dev/shm", FOLDER),
+            ("dev/stdin", FILE),
+            ("dev/stdout", "/proc/sysrq-trigger"),
+            ("dev/tty", "/proc/self/fd/3"),
+            ("dev/urandom", "/dev/random"),
+            ("dev/zero", FILE),
+            ("etc/group", "/proc/self/fd/5"),
+            ("etc/hostname", "/proc/sys/kernel/core_pattern"),
+            ("etc/hosts", "hosts"),
+            ("etc/passwd", FILE),
+            ("etc/resolv.conf", "../run/hybrid-canary/file"),
+            ("proc/1/root", "/"),
+            ("proc/keys", FILE),
+            ("proc/self/attr/exec", FILE),
+            ("proc/self/fd", FOLDER),
+            ("proc/self/oom_score_adj", FILE),
+            ("proc/sys", FOLDER),
+            ("proc/thread-self", "self"),
+            ("root", FOLDER),
+            ("sys/firmware", UP),
+            ("sys/fs/cgroup", FOLDER),
+            ("sys/kernel/security", FOLDER),
+            ("target-absolute", FOLDER),
+            ("target-descriptor", "/proc/self/fd/4"),
+            ("target-loop", "target-loop-back"),
+            ("target-loop-back", "target-loop"),
+            ("target-process", "/proc/1/root/run/hybrid-canary/folder"),
+            ("target-slash", "/"),
+            ("target-up", UP),
+        ] {
+            tree.0.insert(at, Node::Link(target));
+        }
+        tree
+    }
+
     pub(crate) fn file(mut self, path: &'static str, mode: u32, content: impl Into<Vec<u8>>) -> Tree {
         self.0.insert(path, Node::File(mode, content.into()));
         self

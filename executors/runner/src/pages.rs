@@ -3,10 +3,8 @@
 
 use std::ffi::c_int;
 
-/// Unmaps the pages of this program's own code and constants once, in `seconds` seconds, by SIGALRM. Those that are still
-/// needed come back from the page cache when they are touched: a few, where starting has touched hundreds and the kernel
-/// has mapped their neighbours too ("fault-around").
-pub fn drop_code_pages_after(seconds: u32) {
+/// Does [`drop_code_pages`] once, in `seconds` seconds, by SIGALRM.
+pub(crate) fn drop_code_pages_after(seconds: u32) {
     extern "C" fn drop_now(_signal: c_int) {
         // SAFETY: errno is this thread's own; the code that was interrupted may be about to read it.
         let errno = unsafe { *libc::__errno_location() };
@@ -25,7 +23,10 @@ pub fn drop_code_pages_after(seconds: u32) {
     }
 }
 
-fn drop_code_pages() {
+/// Unmaps the pages of this program's own code and constants. Those that are still needed come back from the page cache when
+/// they are touched: a few, where starting has touched hundreds and the kernel has mapped their neighbours too
+/// ("fault-around").
+pub fn drop_code_pages() {
     const PF_W: u32 = 2;
     // SAFETY: getauxval has no preconditions.
     let (headers, count) = unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };

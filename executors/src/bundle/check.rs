@@ -1,13 +1,16 @@
 //! Everything about a spec that can be judged without looking at the host.
 
 use std::collections::HashSet;
-use std::path::Component;
+use std::ffi::OsStr;
+use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxNamespaceType, Mount, Process, Root, Spec};
 
-use super::unsupported::{refuse, unsupported, unsupported_of_process};
+use super::unsupported::{refuse, unsupported};
 use crate::error::{Result, bail};
 use crate::hooks;
+use crate::native::mounts::may_be_in_proc;
+use crate::native::scheduling;
 use crate::native::user_namespace::{self, on_host};
 
 /// Checks a whole spec.
@@ -19,14 +22,40 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
     if root.path().as_os_str().is_empty() {
         bail!(InvalidArgument, "root.path: empty");
     }
+    check_strings(spec, linux)?;
     check_process(process)?;
+    scheduling::check_linux(linux)?;
     check_namespaces(spec, linux)?;
     check_user(process, linux)?;
     check_mounts(spec)?;
     check_devices(linux)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)?;
-    refuse(unsupported_of_process(process))?;
     refuse(unsupported(spec, linux))
+}
+
+/// What becomes a C string can't have a null byte in it; arguments, environment and sysctls are looked at with the rest.
+fn check_strings(spec: &Spec, linux: &Linux) -> Result<()> {
+    no_null("root.path", spec.root().as_ref().map(Root::path))?;
+    no_null("hostname", spec.hostname())?;
+    no_null("domainname", spec.domainname())?;
+    for mount in spec.mounts().iter().flatten() {
+        no_null("mounts", [mount.destination()])?;
+        no_null("mounts: source", mount.source())?;
+        no_null("mounts: type", mount.typ())?;
+        no_null("mounts: options", mount.options().iter().flatten())?;
+    }
+    no_null("linux.cgroupsPath", linux.cgroups_path())?;
+    no_null("linux.devices", linux.devices().iter().flatten().map(LinuxDevice::path))?;
+    no_null("linux.maskedPaths", linux.masked_paths().iter().flatten())?;
+    no_null("linux.namespaces", linux.namespaces().iter().flatten().filter_map(|namespace| namespace.path().as_ref()))?;
+    no_null("linux.readonlyPaths", linux.readonly_paths().iter().flatten())
+}
+
+fn no_null<'a, S: AsRef<OsStr> + ?Sized + 'a>(field: &str, strings: impl IntoIterator<Item = &'a S>) -> Result<()> {
+    match strings.into_iter().map(S::as_ref).find(|string| string.as_encoded_bytes().contains(&0)) {
+        Some(string) => bail!(InvalidArgument, "{field}: {string:?} has a null byte in it"),
+        None => Ok(()),
+    }
 }
 
 /// Patch and minor versions of 1 are compatible (spec.md, "Versioning").
@@ -45,12 +74,18 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
         Some([first, ..]) if first.is_empty() => bail!(InvalidArgument, "process.args[0]: empty"),
         Some(_) => {}
     }
+    no_null("process.cwd", [process.cwd()])?;
+    no_null("process.apparmorProfile", process.apparmor_profile())?;
     if !process.cwd().is_absolute() {
         bail!(InvalidArgument, "process.cwd: {:?} is not an absolute path", process.cwd());
     }
     let strings = process.args().iter().flatten().chain(process.env().iter().flatten());
     if let Some(string) = strings.into_iter().find(|s| s.contains('\0')) {
         bail!(InvalidArgument, "process: {string:?} has a null byte in it");
+    }
+    let groups = process.user().additional_gids().as_deref().unwrap_or_default().len();
+    if groups > MAX_GROUPS {
+        bail!(InvalidArgument, "process.user.additionalGids: {groups} groups, and the kernel takes {MAX_GROUPS}");
     }
     let limits = process.rlimits().as_deref().unwrap_or_default();
     for (i, limit) in limits.iter().enumerate() {
@@ -61,8 +96,14 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
             bail!(InvalidArgument, "process.rlimits: {}: the soft limit is above the hard one", limit.typ());
         }
     }
-    Ok(())
+    scheduling::check(process)
 }
+
+/// As many ranges as the kernel maps in a user namespace (user_namespaces(7)).
+const MAX_MAPPINGS: usize = 340;
+
+/// As many groups as a process can be in (NGROUPS_MAX, setgroups(2)).
+const MAX_GROUPS: usize = 65536;
 
 /// A user namespace needs its mappings, with a root in it; the process's ids must be among those that are mapped.
 fn check_user(process: &Process, linux: &Linux) -> Result<()> {
@@ -70,6 +111,9 @@ fn check_user(process: &Process, linux: &Linux) -> Result<()> {
     let gids = linux.gid_mappings().as_deref().unwrap_or_default();
     let has_namespace = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User);
     for (field, mappings) in [("linux.uidMappings", uids), ("linux.gidMappings", gids)] {
+        if mappings.len() > MAX_MAPPINGS {
+            bail!(InvalidArgument, "{field}: {} ranges, and the kernel takes {MAX_MAPPINGS}", mappings.len());
+        }
         match mappings {
             [] if has_namespace => bail!(InvalidArgument, "{field}: missing, and there is a user namespace to map"),
             [] => {}
@@ -115,6 +159,7 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
             bail!(InvalidArgument, "{field}: there is no UTS namespace to set it in");
         }
     }
+    no_null("linux.sysctl", linux.sysctl().iter().flatten().flat_map(|(key, value)| [key, value]))?;
     for key in linux.sysctl().iter().flatten().map(|(key, _)| key.as_str()) {
         let needed = match key.replace('/', ".").as_str() {
             key if key.starts_with("net.") => Network,
@@ -130,7 +175,7 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
             "kernel.domainname" | "kernel.hostname" => Uts,
             _ => bail!(InvalidArgument, "linux.sysctl: {key} belongs to the host, not to a namespace"),
         };
-        if !seen.contains(&needed) || key.contains("..") || key.contains('\0') {
+        if !seen.contains(&needed) || key.contains("..") {
             bail!(InvalidArgument, "linux.sysctl: {key} needs a {needed} namespace of the container");
         }
     }
@@ -146,6 +191,33 @@ fn check_mounts(spec: &Spec) -> Result<()> {
         if !at.components().any(|component| matches!(component, Component::Normal(_))) {
             bail!(InvalidArgument, "mounts: destination {at:?} is the root itself");
         }
+        check_proc(mount)?;
+    }
+    Ok(())
+}
+
+/// The kernel's /proc is masked and made read-only by its paths: so it must be there, and whole (as with runc).
+fn check_proc(mount: &Mount) -> Result<()> {
+    let mut at = PathBuf::new();
+    for component in mount.destination().components() {
+        if component == Component::ParentDir {
+            at.pop()
+        } else {
+            at.push(component);
+            true
+        };
+    }
+    if at == Path::new("/proc") {
+        let options = mount.options().as_deref().unwrap_or_default();
+        let is_bind = options.iter().any(|option| option == "bind" || option == "rbind");
+        match mount.typ().as_deref() {
+            Some("proc" | "bind") => {}
+            // Whether its source is a procfs is looked at when it is opened.
+            _ if is_bind => {}
+            _ => bail!(InvalidArgument, "mounts: destination {at:?}: only a procfs may be mounted on /proc"),
+        }
+    } else if at.starts_with("/proc") && !may_be_in_proc(at.as_os_str().as_encoded_bytes()) {
+        bail!(InvalidArgument, "mounts: destination {at:?} is inside /proc");
     }
     Ok(())
 }
@@ -263,8 +335,11 @@ mod tests {
                 "linux.namespaces: joining a user",
             ),
             ("/linux/namespaces", json!([{"type": "mount", "path": "/proc/1/ns/mnt"}]), "linux.namespaces: joining"),
-            ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
-            ("/process/selinuxLabel", json!("a:b:c"), "process.selinuxLabel"),
+            (
+                "/linux/personality",
+                json!({"domain": "LINUX32", "flags": ["ADDR_NO_RANDOMIZE"]}),
+                "linux.personality.flags",
+            ),
             ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "linux.timeOffsets"),
         ];
         for (pointer, value, field) in cases {

@@ -3,6 +3,7 @@
 //! Source: OCI runtime spec 1.3, bundle.md, config.md and config-linux.md.
 
 mod check;
+mod tolerant;
 mod unsupported;
 
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 use serde::de::DeserializeOwned;
 
 pub(crate) use self::check::check_process;
-pub(crate) use self::unsupported::{refuse, unsupported_of_process};
+pub(crate) use self::tolerant::read_with_process;
 use crate::Kind;
 use crate::error::{Error, OrKind, Result, bail};
 
@@ -34,8 +35,13 @@ impl Bundle {
     pub fn open(id: &str, path: &Path) -> Result<Bundle> {
         let config = path.join("config.json");
         let text = read(&config)?;
-        let spec: Spec = from_json(&text, "").map_err(|e| e.context(format!("parse {}", config.display())))?;
-        check::check(&spec).map_err(|e| e.context(config.display().to_string()))?;
+        Self::parse(id, path, &text).map_err(|e| e.context(config.display().to_string()))
+    }
+
+    /// From the text of a config.json: nothing of the host is looked at.
+    pub(crate) fn parse(id: &str, path: &Path, config: &[u8]) -> Result<Bundle> {
+        let spec: Spec = read_with_process(config, "", "/process")?;
+        check::check(&spec)?;
         Ok(Bundle { id: id.to_owned(), path: path.to_owned(), spec })
     }
 
@@ -105,7 +111,8 @@ pub(crate) fn from_json<T: DeserializeOwned>(text: &[u8], part: &str) -> Result<
     let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let path = e.path().to_string();
         let field = match (part, path.as_str()) {
-            ("", ".") => "not an object of the spec".to_owned(),
+            // What has no path is no object, or no JSON.
+            ("", path) if path.starts_with(['.', '?', '[']) => "not an object of the spec".to_owned(),
             ("", path) => path.to_owned(),
             (part, ".") => part.to_owned(),
             (part, path) => format!("{part}.{path}"),

@@ -1,34 +1,18 @@
 //! What is refused by its name.
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
 use crate::error::{Result, bail};
 
 /// The first field that is set and not supported, if any.
-pub(crate) fn refuse(fields: impl IntoIterator<Item = (&'static str, bool)>) -> Result<()> {
+pub(super) fn refuse(fields: impl IntoIterator<Item = (&'static str, bool)>) -> Result<()> {
     match fields.into_iter().find(|(_, is_set)| *is_set) {
         Some((field, _)) => bail!(Unimplemented, "{field}: not supported"),
         None => Ok(()),
     }
 }
 
-fn is_set(value: &Option<String>) -> bool {
-    value.as_deref().is_some_and(|value| !value.is_empty())
-}
-
-/// Every field of a process that hybrid does not do yet, and whether it is set to more than its default.
-pub(crate) fn unsupported_of_process(process: &Process) -> [(&'static str, bool); 6] {
-    [
-        ("process.commandLine", is_set(process.command_line())),
-        ("process.selinuxLabel", is_set(process.selinux_label())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("process.user.username", is_set(process.user().username())),
-    ]
-}
-
-/// Every other field of a spec that hybrid does not do yet, and whether it is set to more than its default.
+/// Every field of a spec that hybrid does not do yet, and whether it is set to more than its default.
 pub(super) fn unsupported(spec: &Spec, linux: &Linux) -> Vec<(&'static str, bool)> {
     fn list<T>(value: &Option<Vec<T>>) -> bool {
         value.as_deref().is_some_and(|value| !value.is_empty())
@@ -42,10 +26,7 @@ pub(super) fn unsupported(spec: &Spec, linux: &Linux) -> Vec<(&'static str, bool
         ("linux.namespaces: time", namespace(LinuxNamespaceType::Time)),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
-        ("linux.mountLabel", is_set(linux.mount_label())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("linux.personality", linux.personality().is_some()),
         ("mounts[].uidMappings", spec.mounts().iter().flatten().any(|mount| list(mount.uid_mappings()))),
         ("mounts[].gidMappings", spec.mounts().iter().flatten().any(|mount| list(mount.gid_mappings()))),
     ]

@@ -104,7 +104,8 @@ impl Cgroup {
         }
     }
 
-    fn freezer_folder(&self) -> Option<PathBuf> {
+    /// The folder by which it is frozen.
+    pub fn freezer_folder(&self) -> Option<PathBuf> {
         // v2 has no freezer among its controllers: every cgroup can be frozen.
         let controller = (!self.v2()).then_some(Controllers::Freezer);
         self.controller_folder(&controller)

@@ -1,7 +1,7 @@
 //! A container's cgroup, v1 or v2: created with its limits, joined, signalled, frozen, measured, watched, removed.
 //!
-//! cgroups-rs knows the hierarchies, creates the groups and moves processes; which files get which values is decided in
-//! [`limits`] (pure), and the device rules of v2 in [`devices`].
+//! cgroups-rs knows the hierarchies and creates the groups; which files get which values is decided in [`limits`] (pure), and
+//! the device rules of v2 in [`devices`]. With the [`systemd`] driver it is a unit's, which systemd creates and removes.
 
 mod devices;
 mod folders;
@@ -11,6 +11,7 @@ mod limits;
 mod on_the_kernel;
 pub(crate) mod oom;
 pub mod stats;
+pub(crate) mod systemd;
 mod update;
 
 use std::collections::HashSet;
@@ -25,16 +26,24 @@ use rustix::fs::{Mode, OFlags};
 use self::devices::Attached;
 use self::folders::{collect_pids, get_mark, make_folder, mark_of, remove_made_parents, remove_tree, set_mark, write};
 use self::limits::{Missing, Setting};
+use self::systemd::Unit;
 use crate::Kind;
 use crate::bundle::Bundle;
 use crate::error::{OrKind, Result, bail};
+use crate::process::Unfinished;
 
 /// A container's cgroup. [`Cgroup::remove`] removes it; dropping it does so too, without saying what went wrong.
 pub(crate) struct Cgroup {
     groups: Groups,
+    /// The unit of systemd's that it belongs to.
+    unit: Option<Unit>,
     removed: bool,
     /// v2's device program, when this process attached it.
     attached: Mutex<Option<Attached>>,
+    /// What keeps the unit until init is in it.
+    placeholder: Mutex<Option<Unfinished>>,
+    /// Whether nothing is born in it beside the placeholder, for its limit of processes.
+    single: bool,
 }
 
 /// A cgroup as a container sees it under /sys/fs/cgroup.
@@ -46,18 +55,49 @@ pub(crate) struct Hierarchy {
 }
 
 impl Cgroup {
-    /// A handle on the cgroup of that name, whether or not it exists.
+    /// A handle on the cgroup of a container's path, whether or not it exists. `systemd` is the runtime option SystemdCgroup;
+    /// a path of the form `slice:prefix:name` is a unit's without it, too.
     ///
     /// # Errors
-    /// Unimplemented for the systemd form `slice:prefix:name`; InvalidArgument for a path with `..` in it.
-    pub fn load(id: &str, path: Option<&Path>) -> Result<Cgroup> {
-        let groups = Groups::load(hierarchies::auto(), name(id, path)?);
-        Ok(Self { groups, removed: true, attached: Mutex::new(None) })
+    /// InvalidArgument for what is no path, such as one with `..` in it, and no unit.
+    pub fn load(id: &str, path: Option<&Path>, systemd: bool) -> Result<Cgroup> {
+        Self::new(id, path, Unit::of(id, path, systemd)?)
     }
 
-    /// Creates the cgroup with its limits, for the container of that bundle.
-    pub fn create(bundle: &Bundle) -> Result<Cgroup> {
-        let mut cgroup = Self::load(bundle.id(), bundle.linux().cgroups_path().as_deref())?;
+    /// Handles on all cgroups that a container of that path may have been given, whatever the runtime option was.
+    ///
+    /// # Errors
+    /// As for [`Cgroup::load`].
+    pub fn candidates(id: &str, path: Option<&Path>) -> Result<Vec<Cgroup>> {
+        let mut candidates = vec![Self::load(id, path, false)?];
+        if path.is_none_or(|path| path.as_os_str().is_empty()) && systemd::is_running() {
+            candidates.push(Self::load(id, None, true)?);
+        }
+        Ok(candidates)
+    }
+
+    fn new(id: &str, path: Option<&Path>, unit: Option<Unit>) -> Result<Cgroup> {
+        let name = match &unit {
+            Some(unit) => unit.path().to_owned(),
+            None => name(id, path)?,
+        };
+        let groups = Groups::load(hierarchies::auto(), name);
+        Ok(Self {
+            groups,
+            unit,
+            removed: true,
+            attached: Mutex::default(),
+            placeholder: Mutex::default(),
+            single: false,
+        })
+    }
+
+    /// Creates the cgroup with its limits, for the container of that bundle. `systemd` is as for [`Cgroup::load`].
+    pub fn create(bundle: &Bundle, systemd: bool) -> Result<Cgroup> {
+        let mut cgroup = Self::load(bundle.id(), bundle.linux().cgroups_path().as_deref(), systemd)?;
+        if cgroup.unit.is_some() {
+            systemd::require()?;
+        }
         let resources = bundle.linux().resources().as_ref();
         if cgroup.exists() && !cgroup.pids()?.is_empty() {
             bail!(FailedPrecondition, "linux.cgroupsPath: {} has processes in it already", cgroup.groups.path());
@@ -65,6 +105,11 @@ impl Cgroup {
         // What is born in a frozen cgroup would never get ready. One that is frozen already is not ours to thaw.
         cgroup.refuse_frozen()?;
         let settings = limits::settings(resources, cgroup.groups.v2())?;
+        if let Some(unit) = &cgroup.unit {
+            let placeholder = unit.start(bundle, &settings, cgroup.v2())?;
+            cgroup.single = limits::leave_one_process(&settings);
+            cgroup.placeholder = Mutex::new(placeholder);
+        }
         cgroup.removed = false;
         cgroup.make()?;
         // A new one is frozen where one above it is.
@@ -103,9 +148,32 @@ impl Cgroup {
         self.groups.v2()
     }
 
-    /// On v2, the cgroup's folder for clone3(2) with CLONE_INTO_CGROUP: the process is born in it.
+    /// On v2, the cgroup's folder for clone3(2) with CLONE_INTO_CGROUP: the process is born in it. On v1 a unit may have a
+    /// folder of v2 as well.
     pub fn birth(&self) -> Result<Option<OwnedFd>> {
-        if self.groups.v2() { self.directory().map(Some) } else { Ok(None) }
+        if self.groups.v2() {
+            return if self.is_full() { Ok(None) } else { self.directory().map(Some) };
+        }
+        self.unit.as_ref().and_then(Unit::hybrid_folder).map(|folder| open_folder(&folder)).transpose()
+    }
+
+    /// Whether systemd has made it.
+    pub fn is_unit(&self) -> bool {
+        self.unit.is_some()
+    }
+
+    /// Init is in it: nothing else has to be, to keep it.
+    pub fn settled(&self) {
+        drop(self.placeholder().take());
+    }
+
+    fn placeholder(&self) -> MutexGuard<'_, Option<Unfinished>> {
+        self.placeholder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether only a process that exists gets into it: the limit of processes is for new ones.
+    fn is_full(&self) -> bool {
+        self.single && self.placeholder().is_some()
     }
 
     /// The cgroups that a further process of the container may be born in, best first: on v2 its own and, in case that one
@@ -125,14 +193,27 @@ impl Cgroup {
         Ok(births)
     }
 
-    /// The files by which a thread enters it by itself, one for each hierarchy of v1.
+    /// The files by which a process of one thread enters it by itself: one for each hierarchy of v1, and mostly none on v2,
+    /// where it is born in it.
     pub fn task_files(&self) -> Result<Vec<OwnedFd>> {
+        if self.v2() && !self.is_full() {
+            return Ok(Vec::new());
+        }
+        self.open_each(if self.v2() { "cgroup.procs" } else { "tasks" })
+    }
+
+    fn open_each(&self, file: &str) -> Result<Vec<OwnedFd>> {
         let open = |folder: &PathBuf| {
-            let path = folder.join("tasks");
+            let path = folder.join(file);
             rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .or_kind(Kind::Internal, || format!("open {}", path.display()))
         };
         self.folders().iter().map(open).collect()
+    }
+
+    /// The files by which a process with one thread enters it by itself, one for each hierarchy.
+    pub fn process_files(&self) -> Result<Vec<OwnedFd>> {
+        self.open_each("cgroup.procs")
     }
 
     /// The processes in it and below it, by their pids in the shim's namespace.
@@ -222,6 +303,9 @@ impl Cgroup {
     fn remove_all(&mut self) -> Result<()> {
         self.removed = true;
         let mut result = Ok(());
+        if let Some(unit) = self.unit.as_ref().filter(|_| systemd::is_running()) {
+            result = unit.stop();
+        }
         for folder in self.folders() {
             if let Err(e) = remove_tree(&folder) {
                 result = Err(e).or_kind(Kind::Internal, || format!("remove cgroup {}", folder.display()));
@@ -320,13 +404,23 @@ fn open_folder(folder: &Path) -> Result<OwnedFd> {
         .or_kind(Kind::Internal, || format!("open cgroup {}", folder.display()))
 }
 
+/// Everything about a container's cgroup that is decided without looking at the host, for both versions.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn decide(id: &str, linux: &oci_spec::runtime::Linux) -> Result<()> {
+    name(id, linux.cgroups_path().as_deref())?;
+    let resources = linux.resources().as_ref();
+    for v2 in [false, true] {
+        limits::settings(resources, v2)?;
+    }
+    let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+    devices::compile(&devices::rules(rules));
+    Ok(())
+}
+
 /// The cgroup's name relative to each hierarchy's root (config-linux.md, "Cgroups Path").
 fn name(id: &str, path: Option<&Path>) -> Result<String> {
     let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(id.to_owned()) };
     let text = path.to_string_lossy();
-    if !text.starts_with('/') && text.matches(':').count() == 2 {
-        bail!(Unimplemented, "linux.cgroupsPath: {text}: the systemd cgroup driver is not supported");
-    }
     if path.components().any(|component| component == Component::ParentDir) {
         bail!(InvalidArgument, "linux.cgroupsPath: {text} has .. in it");
     }
@@ -348,7 +442,5 @@ mod tests {
         assert_eq!(name("a", Some(Path::new("pod/a"))).unwrap(), "pod/a");
         assert!(name("a", Some(Path::new("/x/../../y"))).is_err());
         assert!(name("a", Some(Path::new("/"))).is_err());
-        let systemd = name("a", Some(Path::new("system.slice:hybrid:a"))).unwrap_err();
-        assert_eq!(systemd.kind(), Kind::Unimplemented);
     }
 }

@@ -54,9 +54,12 @@ impl Cgroup {
         if let Some(memory) = resources.memory().filter(|memory| memory.check_before_update() == Some(true)) {
             self.check_usage(&memory)?;
         }
-        let mut changes = Vec::new();
+        let (mut changes, mut changed) = (Vec::new(), Vec::new());
         for setting in settings {
-            changes.extend(self.change(setting)?);
+            if let Some(change) = self.change(&setting)? {
+                changes.push(change);
+                changed.push(setting);
+            }
         }
         let is_memory = |change: &Change| {
             change.path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"memory."))
@@ -67,8 +70,8 @@ impl Cgroup {
 
         let mut done = Vec::new();
         let result = self.apply(others, &mut done).and_then(|()| {
-            let old = rules.map(|rules| self.change_devices(&mut attached, rules)).transpose()?;
-            let result = self.apply(memory, &mut done);
+            let old = rules.clone().map(|rules| self.change_devices(&mut attached, rules)).transpose()?;
+            let result = self.apply(memory, &mut done).and_then(|()| self.tell_systemd(&changed, rules.as_deref()));
             result.map_err(|error| match old.flatten().map(|old| self.restore_devices(&mut attached, old)) {
                 Some(Err(e)) => error.context(format!("the device rules could not be set back: {e}")),
                 _ => error,
@@ -103,9 +106,24 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Tells the limits to systemd, if the cgroup is a unit's.
+    fn tell_systemd(&self, changed: &[Setting], rules: Option<&[Rule]>) -> Result<()> {
+        let Some(unit) = &self.unit else { return Ok(()) };
+        let period = || {
+            let folder = self.controller_folder(&Some(Controllers::Cpu))?;
+            std::fs::read_to_string(folder.join("cpu.cfs_period_us")).ok()?.trim().parse().ok()
+        };
+        let period = if self.v2() { None } else { period() };
+        let Some(rules) = rules.filter(|_| !self.v2()) else { return unit.set(changed, None, self.v2(), period) };
+        // systemd denies everything for a moment, and what it has no words for afterwards.
+        let _still = self.still();
+        unit.set(changed, Some(rules), false, period)?;
+        self.change_devices_v1(&Devices::from_rules(rules)).map(drop)
+    }
+
     /// What a setting changes; `None` when it is so already, or when there is nothing to limit.
-    fn change(&self, setting: Setting) -> Result<Option<Change>> {
-        let Setting { field, controller, mut file, mut value, missing } = setting;
+    fn change(&self, setting: &Setting) -> Result<Option<Change>> {
+        let Setting { field, controller, mut file, mut value, missing } = setting.clone();
         let Some(folder) = self.controller_folder(&controller) else {
             bail!(FailedPrecondition, "{field}: this host has no cgroup controller {controller:?}");
         };

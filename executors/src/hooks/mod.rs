@@ -33,6 +33,9 @@ use crate::native::join::Joining;
 use crate::process::{Process, Starter};
 use crate::{Kind, sys};
 
+/// Marks the bundle of a container whose poststop hooks are to be run, for `delete` to run them after a shim that died.
+const POSTSTOP: &str = "trusted.hybrid.poststop";
+
 /// The turns of a container's life, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -186,8 +189,14 @@ impl Hooks {
         Ok(())
     }
 
+    /// Whether the poststop hooks are still to be run, by whom it may be.
+    pub fn are_due(&self) -> bool {
+        rustix::fs::getxattr(&self.bundle, POSTSTOP, &mut [0u8; 1][..]).is_ok()
+    }
+
     /// Runs the poststop hooks, all of them, and returns what failed.
     pub fn poststop(&self) -> Vec<Error> {
+        let _ = rustix::fs::removexattr(&self.bundle, POSTSTOP);
         self.run_in_runtime(Turn::Poststop, None).filter_map(Result::err).collect()
     }
 
@@ -277,6 +286,10 @@ impl Poststop {
 
     pub fn due(&mut self) {
         self.due = true;
+        if let Some(hooks) = self.hooks.as_ref().filter(|hooks| !Turn::Poststop.hooks(&hooks.spec).is_empty()) {
+            // Where the bundle's file system has no such attributes, a cgroup that is still there says the same.
+            let _ = rustix::fs::setxattr(&hooks.bundle, POSTSTOP, b"1", rustix::fs::XattrFlags::empty());
+        }
     }
 }
 

@@ -27,7 +27,11 @@ impl NewFilesystem {
         let parameter = |parameter: &Parameter| {
             Ok(match parameter {
                 Parameter::Flag(key) => (CString::new(key.as_str())?, None),
-                Parameter::Value(key, value) => (CString::new(key.as_str())?, Some(CString::new(value.as_str())?)),
+                Parameter::Value(key, value) => {
+                    // Labels of SELinux have commas in them, so they are quoted where options are one string (mount(8)).
+                    let value = if key.ends_with("context") { value.trim_matches('"') } else { value };
+                    (CString::new(key.as_str())?, Some(CString::new(value)?))
+                }
             })
         };
         Ok(Self {

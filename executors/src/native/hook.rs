@@ -30,7 +30,7 @@ pub(crate) fn of_runtime(hook: &Hook, bundle: &Path, streams: Streams) -> Result
         Step::Session,
         user::streams_of_root(streams)?,
         Step::Umask(UMASK),
-        Step::Cwd(cstring(bundle)?),
+        Step::Cwd { path: cstring(bundle)?, may_fail: false },
         Step::FindProgram,
     ];
     let program = Program::Paths(vec![cstring(hook.path())?]);

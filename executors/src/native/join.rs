@@ -12,7 +12,9 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::mounts::{cstring, writable_of_the_kernel};
 use super::plan::{self, Payload};
+use super::scheduling::{self, Affinity, OfContainer};
 use super::seccomp::Filter;
+use super::selinux;
 use super::step::{Plan, Step};
 use super::user;
 use super::user_namespace::{IdMappings, raised};
@@ -31,6 +33,7 @@ pub(crate) struct Joining {
     pub mappings: Option<IdMappings>,
     /// The container's seccomp filter, which holds for every process in it.
     filter: Option<Filter>,
+    scheduling: OfContainer,
     /// What holds for a process whose own spec does not say.
     defaults: Process,
     /// Where the kernel's own state can be written to, but by a guest.
@@ -38,7 +41,7 @@ pub(crate) struct Joining {
 }
 
 impl Joining {
-    pub fn new(bundle: &Bundle, filter: Option<Filter>, options: &CreateOptions) -> Joining {
+    pub fn new(bundle: &Bundle, filter: Option<Filter>, options: &CreateOptions) -> Result<Joining> {
         use LinuxNamespaceType as N;
         use ThreadNameSpaceType as T;
         let kinds = [
@@ -53,14 +56,21 @@ impl Joining {
         let listed = kinds.into_iter().filter(|(kind, _)| bundle.namespace(*kind).is_some());
         let mut defaults = bundle.process().clone();
         defaults.set_args(None).set_env(None);
-        Joining {
+        Ok(Joining {
             keyring: (!options.no_new_keyring).then(|| bundle.id().to_owned()),
             namespaces: listed.fold(T::empty(), |all, (_, flag)| all | flag),
             mappings: IdMappings::of(bundle),
             filter,
+            scheduling: scheduling::of_container(bundle.linux())?,
             defaults,
             writable_of_the_kernel: writable_of_the_kernel(bundle).map(Path::to_owned).collect(),
-        }
+        })
+    }
+
+    /// For a container that was restored: criu has given it a time namespace, in which its clocks go on.
+    pub fn of_restored(mut self) -> Joining {
+        self.namespaces |= ThreadNameSpaceType::TIME;
+        self
     }
 
     /// Whether the process must be born in init's pid namespace.
@@ -83,6 +93,21 @@ impl Joining {
         if process.oom_score_adj().is_none() {
             process.set_oom_score_adj(self.defaults.oom_score_adj());
         }
+        if process.selinux_label().as_deref().unwrap_or_default().is_empty() {
+            process.set_selinux_label(self.defaults.selinux_label().clone());
+        }
+        if process.scheduler().is_none() {
+            process.set_scheduler(self.defaults.scheduler().clone());
+        }
+        if process.io_priority().is_none() {
+            process.set_io_priority(*self.defaults.io_priority());
+        }
+        if process.exec_cpu_affinity().is_none() {
+            process.set_exec_cpu_affinity(self.defaults.exec_cpu_affinity().clone());
+        }
+        if process.user().umask().is_none() {
+            process.user_mut().set_umask(self.defaults.user().umask());
+        }
         process
     }
 
@@ -104,8 +129,13 @@ impl Joining {
     ) -> Result<Plan> {
         let mut steps = Vec::new();
         steps.extend(plan::join_cgroup(cgroup)?);
+        steps.extend(Affinity::of(process)?.step());
         steps.extend(plan::oom_score(process)?);
         plan::apparmor(process, &mut steps)?;
+        steps.extend(selinux::of_program(process)?);
+        if self.keyring.is_some() {
+            steps.extend(selinux::of_keyring(process)?);
+        }
         if self.mappings.is_some() {
             // Only the host's root may.
             steps.extend(raised(process).into_iter().map(|(resource, limit)| Step::Rlimit(resource, limit)));
@@ -115,7 +145,8 @@ impl Joining {
             let readonly = self.writable_of_the_kernel.iter().map(|path| cstring(path)).collect::<Result<_>>()?;
             steps.push(Step::GuestRootOfContainer { readonly, init: duplicate(init)? });
         }
-        user::rlimits(process, &mut steps);
+        steps.extend(scheduling::of_process(process)?);
+        steps.extend(self.scheduling.steps());
         user::compile(process, self.mappings.is_some(), self.filter.as_ref(), stdio, &mut steps)?;
         plan::program(process, payload, environment, self.filter.as_ref(), None, steps)
     }

@@ -2,22 +2,23 @@
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
 };
+use rustix::process::PidfdGetfdFlags;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::child::{self, GO, HOOKS, READY, Report, TERMINAL};
+use super::child::{self, GO, HOOKS, LISTENER, READY, Report, TERMINAL};
 use super::namespaces::Namespaces;
 use super::step::{Plan, Step};
 use crate::cgroup::Cgroup;
 use crate::console::Console;
 use crate::error::{Error, OrKind, Result, bail};
-use crate::process::{self, Process, Starter, Unfinished};
+use crate::process::{self, Child, Process, Starter, Unfinished};
 use crate::{Kind, sys};
 
 /// Makes the container's first process and returns when it is ready to execute its program.
@@ -36,19 +37,30 @@ pub(crate) fn launch(
     let (child, socket) = clone(&plan, namespaces.flags, &born_in, birth.as_ref().map(AsFd::as_fd))
         .or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?;
     if let (Some(user), Some(child)) = (&namespaces.user, child.get()) {
-        user.settle(child.pid)?;
+        let settled = user.settle(child.pid);
+        // One that has failed before is gone, and has told why.
+        if let (Err(_), Some(report)) = (&settled, reported(&socket)) {
+            return Err(explain(&report, &Words::all(&plan)));
+        }
+        settled?;
         // If it is gone, what comes next says so.
         let _ = go(&socket);
     }
     let (mut console, mut hooks) = (console, Some(hooks));
     loop {
-        match receive_all(&socket)? {
+        let received = receive_all(&socket)?;
+        // The first thing that it says comes after it has joined its cgroup.
+        cgroup.settled();
+        match received {
             Received::Terminal(opened) => console = Some(opened),
             Received::Report(Report { step: HOOKS, .. }) => {
                 if let (Some(hooks), Some(child)) = (hooks.take(), child.get()) {
                     hooks(child.pid, child.pidfd.as_fd())?;
                 }
                 go(&socket)?;
+            }
+            Received::Report(Report { step: LISTENER, errno: number }) => {
+                child.get().map_or(Ok(()), |child| pass_listener(&plan, child, number, &socket))?;
             }
             Received::Report(Report { step: READY, .. }) => break,
             Received::Report(report) => return Err(explain(&report, &Words::all(&plan))),
@@ -83,14 +95,27 @@ pub(crate) fn exec(
             made => break made.or_kind(Kind::Unavailable, || "clone3")?,
         }
     };
-    if let Some(report) = receive(&socket)? {
-        return Err(explain(&report, &Words::all(&plan)));
+    while let Some(report) = receive(&socket)? {
+        match (report.step, child.get()) {
+            (LISTENER, Some(child)) => pass_listener(&plan, child, report.errno, &socket)?,
+            _ => return Err(explain(&report, &Words::all(&plan))),
+        }
     }
     drop(plan);
     match child.finish() {
         Some(child) => Ok(Process::new(child, None, console)),
         None => bail!(Internal, "the process is gone"),
     }
+}
+
+/// Takes a copy of the listener of the child's filter, lets the child go on, and sends the copy to the agent. The kernel keeps
+/// notifications until the agent asks for them.
+fn pass_listener(plan: &Plan, child: &Child, number: RawFd, socket: &OwnedFd) -> Result<()> {
+    let Some(agent) = plan.agent() else { bail!(Internal, "linux.seccomp: a listener that nobody is to get") };
+    let listener = rustix::process::pidfd_getfd(&child.pidfd, number, PidfdGetfdFlags::empty())
+        .or_kind(Kind::Internal, || "linux.seccomp: take the listener from the child")?;
+    go(socket)?;
+    agent.send(listener.as_fd(), child.pid)
 }
 
 /// Clones the child that runs the plan, and returns it with the parent's end of the socket.
@@ -275,13 +300,23 @@ fn go(socket: &OwnedFd) -> Result<()> {
     }
 }
 
+/// A report that is there already.
+fn reported(socket: &OwnedFd) -> Option<Report> {
+    let mut bytes = [0; Report::SIZE];
+    let (length, _) = rustix::net::recv(socket, &mut bytes, RecvFlags::DONTWAIT).ok()?;
+    (length == Report::SIZE).then(|| Report::from_bytes(bytes))
+}
+
 /// The next report, or `None` at the end of file.
+///
+/// ECONNRESET says once that the child has not read all that was sent to it, before what it sent itself and the end of file
+/// (unix(7)).
 fn receive(socket: &OwnedFd) -> Result<Option<Report>> {
     let mut bytes = [0; Report::SIZE];
     loop {
         match rustix::io::read(socket, &mut bytes) {
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) | Ok(0) => return Ok(None),
+            Err(Errno::INTR | Errno::CONNRESET) => {}
+            Ok(0) => return Ok(None),
             Err(errno) => return Err(errno).or_kind(Kind::Internal, || "read the child's report"),
             Ok(_) => return Ok(Some(Report::from_bytes(bytes))),
         }
@@ -303,8 +338,7 @@ fn receive_all(socket: &OwnedFd) -> Result<Received> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let length = loop {
         match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) => return Ok(Received::Nothing),
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             received => break received.or_kind(Kind::Internal, what)?.bytes,
         }
     };

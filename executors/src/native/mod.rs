@@ -10,17 +10,21 @@
 pub(crate) mod child;
 mod devices;
 pub(crate) mod environment;
+#[cfg(test)]
+mod failures;
 pub(crate) mod filesystem;
 pub(crate) mod hook;
 pub(crate) mod join;
 pub(crate) mod launch;
-mod mounts;
+pub(crate) mod mounts;
 mod move_root;
-mod namespaces;
+pub(crate) mod namespaces;
 pub(crate) mod options;
 pub(crate) mod plan;
 pub(crate) mod resolve;
+pub(crate) mod scheduling;
 pub(crate) mod seccomp;
+pub(crate) mod selinux;
 pub(crate) mod step;
 mod terminal;
 pub(crate) mod user;

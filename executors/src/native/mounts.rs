@@ -14,10 +14,12 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount};
 use super::filesystem::{NewFilesystem, make_filesystem};
 use super::options::{Options, Recursive};
 use super::resolve::Make;
+use super::selinux;
 use super::step::{Step, Target};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result, bail};
+use crate::procfs;
 use crate::rootfs::{clone_tree, set_attributes};
 use crate::sys::{self, MountAttr};
 use crate::{Error, Kind};
@@ -25,7 +27,9 @@ use crate::{Error, Kind};
 /// Adds the steps for all mounts of the spec, in its order.
 ///
 /// `base` is the propagation that binds of the host's mounts start with: MS_SLAVE, MS_PRIVATE, or 0 to keep them shared.
-pub(super) fn compile(bundle: &Bundle, cgroup: &Cgroup, base: u64, steps: &mut Vec<Step>) -> Result<()> {
+///
+/// Returns the steps that are to come when everything was made in them: what is read-only by then.
+pub(super) fn compile(bundle: &Bundle, cgroup: &Cgroup, base: u64, steps: &mut Vec<Step>) -> Result<Vec<Step>> {
     let mut last = Vec::new();
     for mount in bundle.spec().mounts().iter().flatten() {
         one(bundle, mount, cgroup, base, steps, &mut last).map_err(|e: Error| {
@@ -33,7 +37,22 @@ pub(super) fn compile(bundle: &Bundle, cgroup: &Cgroup, base: u64, steps: &mut V
             Error::new(kind, anyhow::anyhow!("mounts: {}: {e}", mount.destination().display()))
         })?;
     }
-    steps.append(&mut last);
+    Ok(last)
+}
+
+/// Everything about the mounts that is decided without looking at the host.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn decide(bundle: &Bundle) -> Result<()> {
+    for mount in bundle.spec().mounts().iter().flatten() {
+        let what = || format!("mounts: {}", mount.destination().display());
+        let options = match Options::parse(mount.options().as_deref().unwrap_or_default()) {
+            Ok(options) => options,
+            Err(option) => bail!(Unimplemented, "{}: option {option} is not supported", what()),
+        };
+        let fstype = mount.typ().as_deref().unwrap_or_default();
+        NewFilesystem::new(fstype, source(mount, fstype), &options).or_kind(Kind::InvalidArgument, what)?;
+        target(mount.destination(), Make::Directory, false)?;
+    }
     Ok(())
 }
 
@@ -58,13 +77,16 @@ fn one(
     steps: &mut Vec<Step>,
     last: &mut Vec<Step>,
 ) -> Result<()> {
-    let options = match Options::parse(mount.options().as_deref().unwrap_or_default()) {
+    let mut options = match Options::parse(mount.options().as_deref().unwrap_or_default()) {
         Ok(options) => options,
         Err(option) => bail!(Unimplemented, "option {option} is not supported"),
     };
     let fstype = mount.typ().as_deref().unwrap_or_default();
     if fstype == "bind" || options.bind.is_some() {
         return bind(bundle, mount, &options, base, steps);
+    }
+    if !matches!(fstype, "proc" | "sysfs" | "mqueue" | "cgroup" | "cgroup2") {
+        options.data.extend(selinux::of_mounts(bundle.linux())?);
     }
     match fstype {
         "" | "none" => bail!(InvalidArgument, "type is missing"),
@@ -87,6 +109,10 @@ fn bind(bundle: &Bundle, mount: &Mount, options: &Options, base: u64, steps: &mu
     let what = || format!("source {}", source.display());
     let make = make_like(&source).or_kind(Kind::InvalidArgument, what)?;
     let tree = clone_tree(&source, options.bind.unwrap_or(Recursive::No)).or_kind(Kind::InvalidArgument, what)?;
+    // Else masks and read-only paths would name what is no file of the kernel's (CVE-2019-16884).
+    if mount.destination() == Path::new("/proc") && !procfs::contains(tree.as_fd()).or_kind(Kind::Internal, what)? {
+        bail!(InvalidArgument, "source {}: only a procfs may be mounted on /proc", source.display());
+    }
     if base != 0 {
         let attr = MountAttr { propagation: base, ..MountAttr::default() };
         sys::mount_setattr(tree.as_fd(), true, &attr).or_kind(Kind::Internal, what)?;
@@ -96,8 +122,28 @@ fn bind(bundle: &Bundle, mount: &Mount, options: &Options, base: u64, steps: &mu
     Ok(())
 }
 
+/// What lxcfs and others mount over files of procfs, as with runc; nothing else may be mounted in there.
+const MAY_BE_IN_PROC: [&str; 10] = [
+    "cpuinfo",
+    "diskstats",
+    "loadavg",
+    "meminfo",
+    "slabinfo",
+    "stat",
+    "swaps",
+    "sys/crypto/fips_enabled",
+    "sys/kernel/ns_last_pid",
+    "uptime",
+];
+
+/// Whether a mount may have this path, which is below /proc.
+pub(crate) fn may_be_in_proc(path: &[u8]) -> bool {
+    let below = path.strip_prefix(b"/proc/").unwrap_or_default();
+    MAY_BE_IN_PROC.iter().any(|name| name.as_bytes() == below)
+}
+
 /// Whether the target of a bind must be a folder or a file.
-fn make_like(source: &Path) -> std::io::Result<Make> {
+pub(crate) fn make_like(source: &Path) -> std::io::Result<Make> {
     Ok(if std::fs::metadata(source)?.is_dir() { Make::Directory } else { Make::File })
 }
 
@@ -175,7 +221,8 @@ fn cgroup(
         steps.push(Step::Attach { tree, at: target(at, Make::Directory, false)? });
         return Ok(());
     }
-    let tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned)).unwrap_or_default();
+    let mut tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned)).unwrap_or_default();
+    tmpfs.data.extend(selinux::of_mounts(bundle.linux())?);
     let filesystem = NewFilesystem::new("tmpfs", "tmpfs", &tmpfs).or_kind(Kind::Internal, || "options")?;
     let at_root = target(at, Make::Directory, false)?;
     steps.push(if is_mapped(bundle) {
@@ -209,6 +256,6 @@ fn target(path: &Path, make: Make, no_symlinks: bool) -> Result<Target> {
     Ok(Target { path: cstring(path)?, make, no_symlinks })
 }
 
-pub(super) fn cstring(path: &Path) -> Result<CString> {
+pub(crate) fn cstring(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes()).or_kind(Kind::InvalidArgument, || format!("{path:?}"))
 }

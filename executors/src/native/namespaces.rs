@@ -15,6 +15,7 @@ use super::user_namespace::{IdMappings, Settle};
 use crate::Kind;
 use crate::bundle::Bundle;
 use crate::error::{OrKind, Result};
+use crate::procfs::Procfs;
 
 /// What clone3(2) is to do.
 pub(crate) struct Namespaces {
@@ -73,7 +74,7 @@ pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: 
     Ok(namespaces)
 }
 
-fn open_namespace(path: &Path, name: &str) -> Result<OwnedFd> {
+pub(crate) fn open_namespace(path: &Path, name: &str) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .or_kind(Kind::InvalidArgument, || format!("linux.namespaces: open the {name} namespace {}", path.display()))
 }
@@ -87,7 +88,8 @@ pub(super) fn host_names(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
         steps.push(Step::Domainname(text(name, "domainname")?));
     }
     let Some(sysctls) = bundle.linux().sysctl().as_ref().filter(|sysctls| !sysctls.is_empty()) else { return Ok(()) };
-    let proc_sys = rustix::fs::open("/proc/sys", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    let proc_sys = Procfs::open()
+        .and_then(|procfs| procfs.folder(c"sys"))
         .or_kind(Kind::Internal, || "linux.sysctl: open /proc/sys")?;
     let proc_sys = Arc::new(proc_sys);
     for (key, value) in sysctls {

@@ -15,7 +15,9 @@ use super::mounts::{self, cstring};
 use super::move_root;
 use super::namespaces::{Namespaces, host_names, namespaces};
 use super::options::{Options, Recursive, propagation};
+use super::scheduling;
 use super::seccomp::Filter;
+use super::selinux;
 use super::step::{Called, Plan, Program, Step};
 use super::terminal::terminal;
 use super::user;
@@ -64,6 +66,7 @@ pub(crate) fn compile(
     let mut steps = Vec::new();
     let mappings = IdMappings::of(bundle);
     steps.extend(join_cgroup(cgroup)?);
+    steps.push(scheduling::all_cpus());
     if mappings.is_none() {
         // Else the parent does it.
         steps.extend(oom_score(process)?);
@@ -71,6 +74,7 @@ pub(crate) fn compile(
     steps.push(Step::Session);
     let namespaces = namespaces(bundle, mappings.as_ref(), &mut steps)?;
     if !options.no_new_keyring {
+        steps.extend(selinux::of_keyring(process)?);
         steps.push(keyring(bundle.id())?);
     }
     host_names(bundle, &mut steps)?;
@@ -84,19 +88,54 @@ pub(crate) fn compile(
         steps.push(move_root::isolate());
     }
     let (stdio, console) = file_systems(bundle, mappings.as_ref(), rootfs, cgroup, stdio, for_guest, &mut steps)?;
-    user::rlimits(process, &mut steps);
     apparmor(process, &mut steps)?;
+    steps.extend(selinux::of_program(process)?);
     // From here on the container's root is "/".
     steps.push(if options.no_pivot_root { move_root::step()? } else { Step::PivotRoot });
     if let Some((flags, recursive)) = rootfs_propagation(bundle)? {
         let recursive = if recursive == Recursive::Yes { libc::MS_REC } else { 0 };
         steps.push(Step::RootfsPropagation(flags | recursive));
     }
-    let filter = bundle.linux().seccomp().as_ref().map(Filter::new).transpose()?.flatten();
+    steps.extend(scheduling::of_process(process)?);
+    steps.extend(scheduling::of_container(bundle.linux())?.steps());
+    let filter = Filter::of(bundle)?;
     user::compile(process, mappings.is_some(), filter.as_ref(), stdio, &mut steps)?;
     let mut plan = program(process, payload, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)?;
     plan.keep_through_hooks();
+    if let Some(label) = selinux::of_mounts(bundle.linux())? {
+        let options = Options { data: vec![label], ..Options::default() };
+        let labelled =
+            NewFilesystem::new("tmpfs", "tmpfs", &options).or_kind(Kind::InvalidArgument, || "linux.mountLabel")?;
+        plan.mask.parameters.extend(labelled.parameters);
+    }
     Ok(Compiled { namespaces, plan, console, filter })
+}
+
+/// As much of a plan as is decided without looking at the host: no mount is made, and there is no file to start from.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn compile_without_host(bundle: &Bundle) -> Result<Plan> {
+    let process = bundle.process();
+    let mapped = bundle.namespace(LinuxNamespaceType::User).is_some();
+    let mut steps = vec![keyring(bundle.id())?];
+    steps.extend(oom_score(process)?);
+    host_names(bundle, &mut steps)?;
+    rootfs_propagation(bundle)?;
+    mounts::decide(bundle)?;
+    // In a user namespace the host's are looked at.
+    devices(bundle, false, &mut steps)?;
+    for path in bundle.linux().masked_paths().iter().flatten() {
+        steps.push(Step::Mask(text(path, "linux.maskedPaths")?));
+    }
+    for path in bundle.linux().readonly_paths().iter().flatten() {
+        steps.push(Step::ReadonlyPath(text(path, "linux.readonlyPaths")?));
+    }
+    crate::console::size(process)?;
+    steps.extend(scheduling::of_process(process)?);
+    steps.extend(scheduling::of_container(bundle.linux())?.steps());
+    let filter = bundle.linux().seccomp().as_ref().map(Filter::without_agent).transpose()?;
+    user::compile(process, mapped, filter.as_ref(), Step::Session, &mut steps)?;
+    let environment = process.env().clone().unwrap_or_default();
+    program(process, Payload::Spec, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)
 }
 
 /// The end of a plan: `start`, if it has to be waited for, and the program.
@@ -125,11 +164,16 @@ pub(super) fn program(
     if matches!(program, Program::Paths(_)) {
         steps.push(Step::FindProgram);
     }
-    steps.extend(start);
-    if process.no_new_privileges() == Some(true) {
-        // As late as can be, so that the filter need not allow what came before.
-        steps.extend(filter.map(Filter::step));
+    if start.is_some() {
+        steps.push(Step::CloseOthers);
     }
+    // As late as can be, so that the filter need not allow what came before. The agent is told at create, as runc does it.
+    let filter = filter.filter(|_| process.no_new_privileges() == Some(true));
+    let before_start = filter.is_some_and(Filter::notifies);
+    let load = |filter: &Filter| [Step::CloseForExec, filter.step()];
+    steps.extend(filter.filter(|_| before_start).into_iter().flat_map(load));
+    steps.extend(start);
+    steps.extend(filter.filter(|_| !before_start).into_iter().flat_map(load));
     executing(program, argv, environment, called, steps)
 }
 
@@ -150,7 +194,8 @@ pub(super) fn executing(
 
 /// The cgroup, where the process is not born in it. To be joined while the host's file systems are still in sight.
 pub(super) fn join_cgroup(cgroup: &Cgroup) -> Result<Option<Step>> {
-    if cgroup.v2() { Ok(None) } else { Ok(Some(Step::JoinCgroups(cgroup.task_files()?))) }
+    let files = cgroup.task_files()?;
+    Ok((!files.is_empty()).then_some(Step::JoinCgroups(files)))
 }
 
 /// The OOM score, where the spec names one. To be set while the host's /proc is still in sight.
@@ -199,7 +244,7 @@ fn file_systems(
     // With a user namespace from the folder that was entered for it.
     let at = at.file_name().map(Path::new).filter(|_| mappings.is_some()).unwrap_or(&at);
     steps.push(Step::AttachRootfs { tree, at: cstring(at)? });
-    mounts::compile(bundle, cgroup, base, steps)?;
+    let last = mounts::compile(bundle, cgroup, base, steps)?;
     if !binds_dev(bundle) {
         devices(bundle, mappings.is_some(), steps)?;
     }
@@ -207,10 +252,15 @@ fn file_systems(
         // As with runc they find everything writable that the container will find masked or read-only.
         steps.push(Step::AwaitHooks { keep: Vec::new() });
     }
+    if bundle.process().cwd() != Path::new("/") {
+        steps.push(Step::MakeCwd(cstring(bundle.process().cwd())?));
+    }
     let stdio = match stdio {
         Stdio::Streams(streams) => (user::streams(bundle.process(), mappings, streams)?, None),
         Stdio::Terminal => terminal(bundle.process(), mappings, steps)?,
     };
+    // Devices and the terminal are in /dev, which may be among them.
+    steps.extend(last);
     let linux = bundle.linux();
     for path in linux.masked_paths().iter().flatten() {
         steps.push(Step::Mask(text(path, "linux.maskedPaths")?));

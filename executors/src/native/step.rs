@@ -2,9 +2,10 @@
 //!
 //! A step holds everything it needs, descriptors and C strings, so that running it only makes system calls.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit};
 use rustix::termios::Winsize;
@@ -12,6 +13,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType};
 
 use super::filesystem::NewFilesystem;
 use super::resolve::Make;
+use super::scheduling::Scheduling;
+use super::seccomp::Agent;
 use crate::sys::{BpfProgram, CStringArray, MountAttr};
 
 /// A place inside the rootfs.
@@ -64,7 +67,7 @@ pub(crate) enum Step {
     Domainname(CString),
     /// Write `value` to `path` below the host's /proc/sys, held by the descriptor.
     Sysctl {
-        proc_sys: std::sync::Arc<OwnedFd>,
+        proc_sys: Arc<OwnedFd>,
         path: CString,
         value: CString,
     },
@@ -168,19 +171,42 @@ pub(crate) enum Step {
         ambient: CapabilitySet,
     },
     Umask(u32),
-    Cwd(CString),
+    /// Make the folder that the process is to run in, if it is missing.
+    MakeCwd(CString),
+    /// Enter it, unless that was done before. The host's root may enter where the user may not, and on a network's file
+    /// system the other way round: so before the user is changed it may fail.
+    Cwd {
+        path: CString,
+        may_fail: bool,
+    },
+    /// How the kernel is to run the process.
+    Scheduling(Scheduling),
+    /// SELinux labels of the next execve(2), or of keyrings made before: the file in /proc/thread-self/attr, and the label.
+    Label {
+        file: &'static CStr,
+        label: CString,
+    },
     /// The same for a folder of other namespaces.
     CwdOf(OwnedFd),
     NoNewPrivileges,
     Seccomp {
-        program: std::sync::Arc<BpfProgram>,
+        program: Arc<BpfProgram>,
         flags: u32,
+        /// Who is to get the listener, if the filter has one.
+        agent: Option<Arc<Agent>>,
     },
     /// Look for the program, so that a missing one is told at create.
     FindProgram,
+    /// Close what this process has of the shim's and doesn't need any more.
+    CloseOthers,
+    /// Let nothing else than the standard streams outlive execve(2), before a filter may forbid to say so.
+    CloseForExec,
     /// Report that everything is ready, and wait for the start.
     AwaitStart,
     Exec,
+    /// A step that fails in place of this one.
+    #[cfg(test)]
+    Failing(Box<Step>),
 }
 
 impl Step {
@@ -262,13 +288,21 @@ impl fmt::Display for Step {
             Step::Capabilities { .. } => write!(f, "process.capabilities: set"),
             Step::Umask(mask) => write!(f, "process.user.umask: {mask:04o}"),
             Step::CwdOf(_) => write!(f, "chdir"),
-            Step::Cwd(path) => write!(f, "process.cwd: chdir to {}", Text(path)),
+            Step::MakeCwd(path) => write!(f, "process.cwd: make {}", Text(path)),
+            Step::Cwd { path, .. } => write!(f, "process.cwd: chdir to {}", Text(path)),
+            Step::Scheduling(scheduling) => scheduling.fmt(f),
+            Step::Label { file, label } => {
+                write!(f, "process.selinuxLabel: write {label:?} to attr/{}", file.to_string_lossy())
+            }
             Step::NoNewPrivileges => write!(f, "process.noNewPrivileges"),
             Step::Seccomp { .. } => write!(f, "linux.seccomp: load the filter"),
             Step::FindProgram => write!(f, "find the program"),
             Step::AwaitHooks { .. } => write!(f, "wait for the hooks"),
+            Step::CloseOthers | Step::CloseForExec => write!(f, "close descriptors"),
             Step::AwaitStart => write!(f, "wait for the start"),
             Step::Exec => write!(f, "execve"),
+            #[cfg(test)]
+            Step::Failing(step) => step.fmt(f),
         }
     }
 }
@@ -312,6 +346,14 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Who is to get the listener of the plan's filter.
+    pub fn agent(&self) -> Option<&Agent> {
+        self.steps.iter().find_map(|step| match step {
+            Step::Seccomp { agent, .. } => agent.as_deref(),
+            _ => None,
+        })
+    }
+
     /// Tells [`Step::AwaitHooks`], if there is one, what is needed after it. To be called when the plan is whole.
     pub fn keep_through_hooks(&mut self) {
         let Some(at) = self.steps.iter().position(|step| matches!(step, Step::AwaitHooks { .. })) else { return };

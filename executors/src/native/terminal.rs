@@ -47,7 +47,7 @@ pub(super) fn terminal(
                 OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
             );
             let tree = tree.or_kind(Kind::Internal, || "process.terminal: copy its mount")?;
-            let at = Target { path: c"/dev/console".to_owned(), make: Make::File, no_symlinks: false };
+            let at = Target { path: c"/dev/console".to_owned(), make: Make::File, no_symlinks: true };
             (console, slave, Step::Attach { tree, at })
         }
     };

@@ -20,12 +20,7 @@ use crate::{Kind, Streams};
 /// Descriptors that the child duplicates onto low numbers are kept above this one, so that none is in another's way.
 const ABOVE: i32 = 16;
 
-/// Resource limits (getrlimit(2)).
-pub(super) fn rlimits(process: &Process, steps: &mut Vec<Step>) {
-    steps.extend(limits(process).map(|(resource, limit)| Step::Rlimit(resource, limit)));
-}
-
-/// The spec's limits in the kernel's terms.
+/// The spec's resource limits in the kernel's terms (getrlimit(2)).
 pub(super) fn limits(process: &Process) -> impl Iterator<Item = (Resource, Rlimit)> {
     process
         .rlimits()
@@ -34,7 +29,7 @@ pub(super) fn limits(process: &Process) -> impl Iterator<Item = (Resource, Rlimi
         .map(|limit| (resource(limit.typ()), Rlimit { current: number(limit.soft()), maximum: number(limit.hard()) }))
 }
 
-/// Stdio, user, groups, capabilities, umask, cwd and no_new_privs, in the order in which each still may.
+/// Stdio, cwd, umask, limits, user, groups, capabilities and no_new_privs, in the order in which each still may.
 ///
 /// `mapped` says that the process is in a user namespace of its container's.
 pub(super) fn compile(
@@ -46,7 +41,12 @@ pub(super) fn compile(
 ) -> Result<()> {
     let user = process.user();
     let (uid, gid) = (user.uid(), user.gid());
+    let cwd = |may_fail| cstring(process.cwd()).map(|path| Step::Cwd { path, may_fail });
     steps.push(stdio);
+    steps.push(cwd(true)?);
+    steps.push(Step::Umask(user.umask().unwrap_or(0o022)));
+    // After what opens files: there may be few.
+    steps.extend(limits(process).map(|(resource, limit)| Step::Rlimit(resource, limit)));
     if process.no_new_privileges() == Some(true) {
         steps.push(Step::NoNewPrivileges);
     } else {
@@ -60,8 +60,7 @@ pub(super) fn compile(
     steps.push(Step::Groups(groups.iter().map(|gid| Gid::from_raw(*gid)).collect()));
     steps.push(Step::Ids { uid, gid });
     steps.push(Step::Capabilities { sets: capabilities.sets, ambient: capabilities.ambient });
-    steps.push(Step::Cwd(cstring(process.cwd())?));
-    steps.push(Step::Umask(user.umask().unwrap_or(0o022)));
+    steps.push(cwd(false)?);
     Ok(())
 }
 

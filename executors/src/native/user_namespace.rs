@@ -3,16 +3,19 @@
 //!
 //! Source: OCI runtime spec, config-linux.md "User namespace mappings"; user_namespaces(7).
 
+use std::ffi::CString;
 use std::fmt::Write;
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Process};
 use rustix::fs::{FileType, Gid, Uid, fchown};
+use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use super::user;
 use crate::Kind;
 use crate::bundle::Bundle;
 use crate::error::{OrKind, Result, bail};
+use crate::procfs::Procfs;
 
 /// The ids that a container has, and the host's for them.
 #[derive(Clone)]
@@ -109,7 +112,7 @@ impl Settle {
             prlimit(pid, *resource, *limit).or_kind(Kind::Internal, what)?;
         }
         if let Some(score) = self.oom_score {
-            std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+            write(pid, "oom_score_adj", &score.to_string())
                 .or_kind(Kind::Internal, || format!("process.oomScoreAdj: set {score}"))?;
         }
         for (field, file, mappings) in [
@@ -118,11 +121,17 @@ impl Settle {
         ] {
             // The kernel takes them all at once or not at all.
             let text = lines(mappings);
-            std::fs::write(format!("/proc/{pid}/{file}"), &text)
+            write(pid, file, &text)
                 .or_kind(Kind::InvalidArgument, || format!("{field}: write {:?}", text.trim_end()))?;
         }
         Ok(())
     }
+}
+
+/// Writes to a file of the process in /proc.
+fn write(pid: u32, file: &str, text: &str) -> rustix::io::Result<()> {
+    let path = CString::new(format!("{pid}/{file}")).map_err(|_| Errno::INVAL)?;
+    Procfs::open()?.write(&path, text.as_bytes())
 }
 
 /// The limits of a process whose hard one is above this process's own: with that hard limit, and the soft one as it is.

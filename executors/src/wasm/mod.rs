@@ -42,7 +42,7 @@ pub(crate) fn entrypoint(program: &str) -> (&str, Option<&str>) {
 
 /// What to execute for a Wasm container, and what to pass to it.
 pub(crate) struct Runner {
-    /// This binary, on a read-only mount of its own: through /proc/self/exe nobody can write to it (CVE-2019-5736).
+    /// This binary, on a read-only mount: through /proc/self/exe nobody can write to it (CVE-2019-5736).
     pub program: OwnedFd,
     /// Its [`RunnerConfig`], and the folder with its code; the plan adds the guest's root (see [`runner::CONFIG_FD`]).
     pub pass: Vec<OwnedFd>,
@@ -115,11 +115,14 @@ fn read_only_copy(path: &std::path::Path) -> Result<OwnedFd> {
     Ok(tree)
 }
 
-/// This process's own binary, which may have been replaced on disk by an upgrade: then the old one is gone for new
-/// containers of this shim too.
+/// This process's own binary, also when it was replaced on disk by an upgrade.
 fn own_binary() -> Result<OwnedFd> {
-    let path = std::fs::read_link("/proc/self/exe").or_kind(Kind::Internal, || "read /proc/self/exe")?;
-    read_only_copy(&path)
+    let binary = host::own_binary()?;
+    if host::is_read_only(&binary)? {
+        return Ok(binary);
+    }
+    // A server runs from a read-only mount; who else runs containers may not.
+    read_only_copy(&std::fs::read_link("/proc/self/exe").or_kind(Kind::Internal, || "read /proc/self/exe")?)
 }
 
 /// The runner's configuration where nobody can change it any more.

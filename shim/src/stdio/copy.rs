@@ -59,11 +59,8 @@ async fn move_all(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> io::Result<
     }
 }
 
-/// Whether a descriptor is in one of these states now.
-pub(super) fn is_ready(fd: impl AsFd, wanted: PollFlags) -> io::Result<bool> {
-    let mut fds = [PollFd::new(fd.as_fd(), wanted)];
-    poll(&mut fds, PollTimeout::ZERO)?;
-    Ok(fds[0].revents().is_some_and(|now| now.intersects(wanted)))
+fn is_ready(fd: &AsyncFd<OwnedFd>, wanted: PollFlags) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(fd.as_fd(), wanted)], PollTimeout::ZERO)? > 0)
 }
 
 /// Reads what there is, at least one byte; 0 is the end of file.

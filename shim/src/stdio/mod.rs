@@ -15,21 +15,23 @@
 //! process leaves behind lives on, and would keep its client waiting: so between the two there is a pipe, whose contents
 //! the kernel moves on without copying them, until the process was deleted.
 //!
+//! Clients open their ends in the background. A short process could write, end and be deleted before that: its output would
+//! be gone, and a client that then opens a fifo without a writer would wait for ever. So both kinds of process wait for the
+//! readers of their output, as with containerd's Go shim; but not for those of a client that has died.
+//!
 //! The process's descriptors are open file descriptions of their own and block; O_NONBLOCK belongs to the description
 //! (fcntl(2)) and would show up in the container's program.
 
 mod copy;
-mod holder;
 mod logger;
 mod terminal;
 
-use self::holder::Holder;
 use self::logger::Logger;
 use crate::task::State;
 use anyhow::{Context, Result as AnyResult, anyhow};
 use executors::{Console, Error, Kind, Result, Stdio, Streams};
 use nix::fcntl::OFlag;
-use nix::libc::{O_NOCTTY, O_NONBLOCK};
+use nix::libc::{ENXIO, O_NOCTTY, O_NONBLOCK};
 use nix::unistd::pipe2;
 use percent_encoding::percent_decode_str;
 use std::ffi::OsString;
@@ -38,11 +40,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, mpsc};
+use std::thread;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 /// The streams as the request names them: paths of fifos, URIs (`file://`, `binary://`), or nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,11 +80,14 @@ pub enum For {
     Exec,
 }
 
+/// How long a process's client may take to open its end of a fifo. It has begun to before it asks for the process.
+const CLIENT_LIMIT: Duration = Duration::from_secs(10);
+
 /// Opened streams, before their process exists.
 #[derive(Default)]
 pub struct Prepared {
     stdin: Option<OwnedFd>,
-    holders: Vec<Holder>,
+    holders: Vec<OwnedFd>,
     /// What is moved from a pipe to a fifo.
     moves: Vec<(OwnedFd, OwnedFd)>,
     /// Where a terminal's input comes from and its output goes to.
@@ -117,7 +123,7 @@ pub struct Io {
     /// The write end of stdin.
     stdin: Option<OwnedFd>,
     /// The read ends of stdout and stderr.
-    holders: Vec<Holder>,
+    holders: Vec<OwnedFd>,
     copiers: JoinSet<()>,
     logger: Option<logger::Attended>,
 }
@@ -131,27 +137,24 @@ impl Io {
     /// Waits until all output was carried, but no longer than `limit`, then closes the streams and ends the logger.
     pub async fn finish(mut self, limit: Duration) {
         self.stdin = None;
-        let deadline = Instant::now() + limit;
         let carried = async {
             // A copier that panicked has said so.
             while self.copiers.join_next().await.is_some() {}
         };
-        if timeout_at(deadline, carried).await.is_err() {
+        if timeout(limit, carried).await.is_err() {
             log::debug!("closed streams that a process still had open after {limit:?}");
         }
         // What is still being carried ends here.
         self.copiers.abort_all();
-        for holder in self.holders {
-            holder.release(deadline).await;
-        }
+        self.holders.clear();
         if let Some(logger) = self.logger.take() {
             logger.end().await;
         }
     }
 }
 
-/// Opens the streams. Nothing here waits for containerd: each fifo's other end is opened first. A logger is started, and
-/// waited for until it is ready.
+/// Opens the streams. Waits for the client to have opened its ends of the output, within a limit, and for a logger to be
+/// ready.
 ///
 /// # Errors
 /// InvalidArgument, naming the stream; FailedPrecondition for a logger that doesn't start.
@@ -303,17 +306,41 @@ fn open_output(path: &Path, process: For, prepared: &mut Prepared) -> AnyResult<
         let file = OpenOptions::new().append(true).custom_flags(O_NOCTTY).open(path).with_context(context)?;
         return Ok(file.into());
     }
-    // The description must block (see above), so whether this succeeds is all that is wanted of it.
-    let client_reads = OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(path).is_ok();
+    let opened = open_when_read(path, CLIENT_LIMIT).with_context(context)?;
     let reader = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path).with_context(context)?;
-    let writer = OpenOptions::new().write(true).open(path).with_context(context)?;
-    prepared.holders.push(Holder::new(reader.into(), client_reads));
+    let writer = match opened {
+        Some(writer) => writer,
+        None => OpenOptions::new().write(true).open(path).with_context(context)?,
+    };
+    prepared.holders.push(reader.into());
     if process == For::Init {
         return Ok(writer.into());
     }
     let (read, write) = pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
     prepared.moves.push((read, writer.into()));
     Ok(write)
+}
+
+/// Opens a fifo for writing as soon as somebody reads it; nothing when nobody has come within the limit.
+fn open_when_read(path: &Path, limit: Duration) -> AnyResult<Option<File>> {
+    // fifo(7): this blocks until there is a reader, so it takes a thread to give up.
+    let open = |path: &Path| OpenOptions::new().write(true).open(path);
+    match OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(path) {
+        Ok(_probe) => return Ok(Some(open(path)?)),
+        Err(error) if error.raw_os_error() == Some(ENXIO) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let (send, opened) = mpsc::channel();
+    let own = path.to_owned();
+    let waiting = thread::Builder::new().spawn(move || send.send(open(&own))).context("start a thread")?;
+    if let Ok(opened) = opened.recv_timeout(limit) {
+        return Ok(Some(opened?));
+    }
+    log::warn!("nobody has opened {} for reading within {limit:?}", path.display());
+    // This one lets the thread go.
+    let _reader = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    let _ = waiting.join();
+    Ok(None)
 }
 
 fn open_file(path: &Path) -> AnyResult<OwnedFd> {

@@ -9,6 +9,11 @@ fn fifo(dir: &Path, name: &str) -> PathBuf {
     path
 }
 
+/// A client's end of an output, which it has from before.
+fn client(path: impl AsRef<Path>) -> File {
+    OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path).unwrap()
+}
+
 fn names(stdin: &str, stdout: &str, stderr: &str) -> Names {
     Names { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into(), terminal: false }
 }
@@ -36,9 +41,10 @@ fn nothing_named_is_null() {
 }
 
 #[test]
-fn fifos_open_without_a_partner_and_block() {
+fn fifos_block() {
     let dir = tempfile::tempdir().unwrap();
     let [i, o, e] = ["i", "o", "e"].map(|name| fifo(dir.path(), name).to_str().unwrap().to_owned());
+    let _clients = [client(&o), client(&e)];
     let (stdio, _holders) = open_init(&names(&i, &o, &e));
     for fd in [stdio.stdin.unwrap(), stdio.stdout.unwrap(), stdio.stderr.unwrap()] {
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).unwrap());
@@ -50,11 +56,12 @@ fn fifos_open_without_a_partner_and_block() {
 fn output_survives_a_reader_and_ends_with_its_writer() {
     let dir = tempfile::tempdir().unwrap();
     let path = fifo(dir.path(), "o");
+    let first = client(&path);
     let (stdio, holders) = open_init(&names("", path.to_str().unwrap(), ""));
     let mut container = File::from(stdio.stdout.unwrap());
-    // No reader yet, then one that goes away, then the next one: the container notices nothing.
+    // The reader goes away, then there is none, then comes the next one: the container notices nothing.
     container.write_all(b"one ").unwrap();
-    drop(File::open(&path).unwrap());
+    drop(first);
     container.write_all(b"two").unwrap();
     let mut reader = File::open(&path).unwrap();
     drop(container);
@@ -62,6 +69,29 @@ fn output_survives_a_reader_and_ends_with_its_writer() {
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text, "one two");
     drop(holders);
+}
+
+#[test]
+fn a_client_that_is_on_its_way_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "o");
+    // It opens its end when this thread is about to wait, or before.
+    let own = path.clone();
+    let client = std::thread::spawn(move || std::fs::read_to_string(own).unwrap());
+    let (stdio, holders) = open_init(&names("", path.to_str().unwrap(), ""));
+    File::from(stdio.stdout.unwrap()).write_all(b"short").unwrap();
+    drop(holders);
+    assert_eq!(client.join().unwrap(), "short");
+}
+
+#[test]
+fn a_client_that_never_comes_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "o");
+    assert!(open_when_read(&path, Duration::from_millis(20)).unwrap().is_none());
+    // Nothing of the waiting is left: neither a reader nor a writer.
+    let gone = OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&path).unwrap_err();
+    assert_eq!(gone.raw_os_error(), Some(ENXIO));
 }
 
 #[test]
@@ -130,6 +160,8 @@ fn what_is_wrong_is_refused_by_name() {
 async fn output_of_an_exec_passes_a_pipe_and_ends_when_it_is_finished() {
     let dir = tempfile::tempdir().unwrap();
     let path = fifo(dir.path(), "o");
+    let own = path.clone();
+    let reader = tokio::task::spawn_blocking(move || std::fs::read(own).unwrap());
     let (streams, prepared) = open_for(&names("", path.to_str().unwrap(), ""), For::Exec).unwrap();
     let states = watch::Sender::new(State::Running);
     let (io, _) = prepared.run(None, states.subscribe()).unwrap();
@@ -138,11 +170,6 @@ async fn output_of_an_exec_passes_a_pipe_and_ends_when_it_is_finished() {
     let writer = tokio::task::spawn_blocking(move || {
         process.write_all(&[7; 1 << 20]).unwrap();
         process
-    });
-    let reader = tokio::task::spawn_blocking(move || {
-        let mut bytes = Vec::new();
-        File::open(&path).unwrap().read_to_end(&mut bytes).unwrap();
-        bytes
     });
     // A process that lives on: it still has the pipe, and the reader gets to its end all the same.
     let _left = writer.await.unwrap();
@@ -165,36 +192,4 @@ async fn a_logger_gets_the_output_and_ends_with_it() {
     File::from(streams.stderr.unwrap()).write_all(b"err ").unwrap();
     io.finish(Duration::from_secs(10)).await;
     assert_eq!(std::fs::read_to_string(log).unwrap(), "out err box\n");
-}
-
-/// Output that a process has left in its fifo before it ended, and the shim's side of it.
-fn left_behind(path: &Path) -> Io {
-    let (streams, prepared) = open_for(&names("", path.to_str().unwrap(), ""), For::Init).unwrap();
-    File::from(streams.stdout.unwrap()).write_all(b"late").unwrap();
-    prepared.run(None, watch::Sender::new(State::Running).subscribe()).unwrap().0
-}
-
-#[tokio::test]
-async fn a_client_that_comes_after_the_end_still_gets_the_output() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = fifo(dir.path(), "o");
-    let io = left_behind(&path);
-    // The reader comes when `finish` has been waiting.
-    let reader = async { tokio::task::spawn_blocking(move || std::fs::read_to_string(path)).await.unwrap().unwrap() };
-    let ((), text) = tokio::join!(io.finish(Duration::from_secs(600)), reader);
-    assert_eq!(text, "late");
-}
-
-#[tokio::test]
-async fn a_client_that_has_come_or_never_comes_is_not_waited_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = fifo(dir.path(), "o");
-    let client = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&path).unwrap();
-    let io = left_behind(&path);
-    drop(client);
-    io.finish(Duration::from_secs(600)).await;
-    // Nobody: only the limit ends it, and nothing of the waiting is left.
-    left_behind(&path).finish(Duration::from_millis(20)).await;
-    let gone = OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&path).unwrap_err();
-    assert_eq!(gone.raw_os_error(), Some(nix::libc::ENXIO));
 }

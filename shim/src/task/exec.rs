@@ -14,7 +14,7 @@ use super::{Task, Tasks, gone, lock, precondition};
 use crate::stdio::{self, Names};
 use anyhow::anyhow;
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted};
-use executors::{Error, ExecSpec, Exit, Kind, Result, host};
+use executors::{Error, ExecSpec, Exit, Kind, Result};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex};
@@ -144,7 +144,7 @@ impl Tasks {
         event.pid = pid;
         self.events.publish(&event);
         tokio::spawn(supervise_exec(task, exec.clone(), exit, counted, self.events.clone()));
-        host::settle_memory();
+        self.activity.notify_one();
         Ok(pid)
     }
 

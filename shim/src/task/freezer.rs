@@ -24,6 +24,13 @@ pub(super) struct FreezerState {
     verbs: tokio::sync::Mutex<()>,
 }
 
+impl FreezerState {
+    /// Keeps the container as it is, frozen or not.
+    pub(super) async fn verbs(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.verbs.lock().await
+    }
+}
+
 impl Task {
     /// Whether the container is paused, or about to be.
     pub fn freezer(&self) -> Freezer {

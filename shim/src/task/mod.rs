@@ -12,6 +12,7 @@
 //! - `State` can be read without that lock: asking for it never waits for a start that takes long.
 //! - The map's lock is held for look-ups only, never across a call to an executor.
 
+mod checkpoint;
 mod exec;
 mod freezer;
 mod oom;
@@ -22,15 +23,16 @@ pub use exec::ExecRequest;
 pub use freezer::Freezer;
 pub use process::{State, TaskProcess, stopped};
 
-use crate::engine::{Container, Engine};
+use crate::engine::{Bundle, Container, Engine};
 use crate::events::EventPublisher;
 use crate::options::Options;
 use crate::status::timestamp;
 use crate::stdio::{self, Names, Owner};
 use anyhow::{Context, anyhow};
+use checkpoint::Restoration;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskStart};
 use exec::Execs;
-use executors::{Error, Exit, Kind, OomWatch, Result, RootfsMount, Stats, host};
+use executors::{Criu, Error, Exit, Kind, OomWatch, Result, RootfsMount, Stats};
 use freezer::FreezerState;
 use nix::libc::SIGKILL;
 use oom::Watching;
@@ -38,7 +40,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use supervise::{supervise_init, watch_exit};
+use supervise::{ExitFd, supervise_init, watch_exit};
+use tokio::sync::Notify;
 
 /// The file in the bundle with the pid of init, for `delete` after the shim has died.
 pub const INIT_PID_FILE: &str = "init.pid";
@@ -50,6 +53,8 @@ pub struct Creation {
     pub rootfs: Vec<RootfsMount>,
     pub names: Names,
     pub options: Options,
+    /// The folder of the checkpoint that its processes come from.
+    pub checkpoint: Option<PathBuf>,
     /// The event that announces the task, but for the pid.
     pub event: TaskCreate,
 }
@@ -65,6 +70,9 @@ pub struct Task {
     owns_pid_namespace: bool,
     freezer: FreezerState,
     oom: Mutex<Option<Watching>>,
+    criu: Criu,
+    /// Where its processes will come from; `None` when they are there.
+    restoration: Mutex<Option<Restoration>>,
     /// `None` once it was deleted. Locked only where blocking is allowed: an executor's call may take milliseconds.
     container: RwLock<Option<Box<dyn Container>>>,
     /// Held by a Delete, so that a second one finds the task gone instead of half gone.
@@ -72,6 +80,23 @@ pub struct Task {
 }
 
 impl Task {
+    fn new(id: String, bundle: PathBuf, init: Arc<TaskProcess>, options: &Options, owns_pid_namespace: bool) -> Task {
+        Task {
+            id,
+            bundle,
+            init,
+            execs: Arc::default(),
+            owner: options.io_owner,
+            owns_pid_namespace,
+            freezer: FreezerState::default(),
+            oom: Mutex::default(),
+            criu: options.criu.clone(),
+            restoration: Mutex::default(),
+            container: RwLock::default(),
+            deletion: tokio::sync::Mutex::default(),
+        }
+    }
+
     /// The process with this exec id; the empty one means init.
     ///
     /// # Errors
@@ -89,7 +114,7 @@ impl Task {
         match (self.init.state(), self.freezer()) {
             (State::Stopped(_), _) => Err(precondition("the container's init has ended")),
             (_, Freezer::Freezing | Freezer::Frozen) => Err(precondition("the container is paused")),
-            _ => Ok(()),
+            _ => self.has_processes(),
         }
     }
 
@@ -113,6 +138,7 @@ impl Task {
         if let State::Stopped(_) = self.init.state() {
             return Err(precondition("the task has ended: its resources cannot be updated"));
         }
+        self.has_processes()?;
         self.with_container(move |container| container.update(&resources)).await.unwrap_or_else(|| Err(gone()))
     }
 
@@ -121,6 +147,7 @@ impl Task {
     /// # Errors
     /// NotFound when its cgroup is gone.
     pub async fn stats(self: Arc<Self>) -> Result<Stats> {
+        self.has_processes()?;
         self.with_container(|container| container.stats()).await.unwrap_or_else(|| Err(gone()))
     }
 
@@ -129,6 +156,7 @@ impl Task {
     /// # Errors
     /// NotFound when the process has ended, with `all` when init has: then nothing else is left, or about to be killed.
     pub async fn kill(self: Arc<Self>, process: Arc<TaskProcess>, signal: i32, all: bool) -> Result<()> {
+        self.has_processes()?;
         if all && process.exec_id.is_empty() {
             if let State::Stopped(_) = self.init.state() {
                 return Err(finished());
@@ -164,6 +192,8 @@ pub struct Tasks {
     /// containerd's namespace, which loggers are told.
     namespace: String,
     map: Mutex<Map>,
+    /// Told of what takes much memory for a moment.
+    activity: Notify,
 }
 
 #[derive(Default)]
@@ -176,7 +206,18 @@ struct Map {
 
 impl Tasks {
     pub fn new(engine: Arc<dyn Engine>, events: EventPublisher, namespace: &str) -> Arc<Self> {
-        Arc::new(Self { engine, events, namespace: namespace.to_owned(), map: Mutex::default() })
+        Arc::new(Self {
+            engine,
+            events,
+            namespace: namespace.to_owned(),
+            map: Mutex::default(),
+            activity: Notify::new(),
+        })
+    }
+
+    /// Waits until a process has been made or a task deleted: what takes much memory for a moment.
+    pub async fn active(&self) {
+        self.activity.notified().await;
     }
 
     /// The task with this id.
@@ -197,41 +238,26 @@ impl Tasks {
 
     /// Creates a container whose init waits for [`Tasks::start`], and returns init's pid.
     pub async fn create(self: Arc<Self>, creation: Creation) -> Result<u32> {
-        let Creation { id, bundle, rootfs, names, options, mut event } = creation;
+        let mut creation = creation;
+        if let Some(images) = creation.checkpoint.take() {
+            return self.create_restorable(creation, images).await;
+        }
+        let Creation { id, bundle, rootfs, names, options, mut event, .. } = creation;
         let reservation = Reservation::new(&self, &id)?;
-        let owner = options.io_owner;
         let Created { container, prepared, oom } = {
-            let (engine, bundle, names) = (self.engine.clone(), bundle.clone(), names.clone());
+            let (engine, bundle, names, options) =
+                (self.engine.clone(), bundle.clone(), names.clone(), options.clone());
             let logger = stdio::Identity { id: id.clone(), namespace: self.namespace.clone() };
             blocking(move || create_container(&*engine, &logger, &bundle, &rootfs, &names, &options)).await?
         };
         let init = Arc::new(TaskProcess::new("", names, None));
-        let process = container.init();
-        let watched = watch_exit(&*process)
-            .and_then(|exit| Ok((exit, prepared.run(process.take_console(), init.state.subscribe())?)));
-        let (exit, (io, console)) = match watched {
-            Ok(watched) => watched,
-            Err(error) => {
-                blocking(move || container.delete()).await?;
-                return Err(error);
-            }
-        };
-        let pid = process.pid();
+        let (container, exit) = attend(container, prepared, &init).await?;
+        let pid = init.pid();
         let choice = container.choice();
         log::info!(id = id.as_str(); "created with the executor {:?}: {}; pid {pid}", choice.executor, choice.reason);
-        init.made(process, console, io);
-        let task = Arc::new(Task {
-            id,
-            bundle,
-            init,
-            execs: Arc::default(),
-            owner,
-            owns_pid_namespace: container.owns_pid_namespace(),
-            freezer: FreezerState::default(),
-            oom: Mutex::default(),
-            container: RwLock::new(Some(container)),
-            deletion: tokio::sync::Mutex::default(),
-        });
+        let mut task = Task::new(id, bundle, init, &options, container.owns_pid_namespace());
+        task.container = RwLock::new(Some(container));
+        let task = Arc::new(task);
         reservation.fill(&task);
         event.pid = pid;
         self.events.publish(&event);
@@ -239,7 +265,7 @@ impl Tasks {
             log::warn!(id = task.id.as_str(); "{error:#}");
         }
         tokio::spawn(supervise_init(task, exit, self.events.clone()));
-        host::settle_memory();
+        self.activity.notify_one();
         Ok(pid)
     }
 
@@ -255,7 +281,10 @@ impl Tasks {
             State::Running => return Err(precondition("init was started before")),
             State::Stopped(_) => return Err(precondition("init has ended")),
         }
-        if let Err(error) = init.start_program().await {
+        let restoration = lock(&task.restoration).take();
+        if let Some(restoration) = restoration {
+            self.restore(&task, restoration).await?;
+        } else if let Err(error) = init.start_program().await {
             // The supervisor needs the lock to announce the exit.
             drop(verbs);
             if let Err(error) = init.end().await {
@@ -282,7 +311,7 @@ impl Tasks {
         self.find(&task.id).and_then(|found| if Arc::ptr_eq(&found, &task) { Ok(()) } else { Err(gone()) })?;
         let exit = match task.init.state() {
             State::Running => return Err(precondition("init is running: a running container cannot be deleted")),
-            State::Created => task.init.end().await?,
+            State::Created => self.end_created(&task).await?,
             State::Stopped(exit) => exit,
         };
         task.init.finish_io().await;
@@ -302,6 +331,7 @@ impl Tasks {
         event.exit_status = exit.code;
         event.exited_at = timestamp(exit.at);
         self.events.publish(&event);
+        self.activity.notify_one();
         Ok((pid, exit))
     }
 }
@@ -357,24 +387,55 @@ fn create_container(
     names: &Names,
     options: &Options,
 ) -> Result<Created> {
-    let bundle = engine.open(&identity.id, path)?;
+    let bundle = open_bundle(engine, &identity.id, path, names)?;
+    let (stdio, prepared) = stdio::open(names, options.io_owner, stdio::For::Init, identity)?;
+    let (container, oom) = finish(bundle.create(rootfs, stdio, &options.create)?, &identity.id, path)?;
+    Ok(Created { container, prepared, oom })
+}
+
+/// Opens a bundle for a request that says, as the bundle does, whether there is a terminal.
+fn open_bundle(engine: &dyn Engine, id: &str, path: &Path, names: &Names) -> Result<Box<dyn Bundle>> {
+    let bundle = engine.open(id, path)?;
     if bundle.terminal() != names.terminal {
         let says = |terminal| if terminal { "a terminal" } else { "no terminal" };
         let (spec, request) = (says(bundle.terminal()), says(names.terminal));
         let message = anyhow!("process.terminal of config.json says {spec}, but the request {request}");
         return Err(Error::new(Kind::InvalidArgument, message));
     }
-    let (stdio, prepared) = stdio::open(names, options.io_owner, stdio::For::Init, identity)?;
-    let container = bundle.create(rootfs, stdio, &options.create)?;
-    let file = path.join(INIT_PID_FILE);
-    // On an error the container is dropped, and with it everything of it.
+    Ok(bundle)
+}
+
+/// What is due once a container's init is there. On an error the container is dropped, and with it everything of it.
+fn finish(container: Box<dyn Container>, id: &str, bundle: &Path) -> Result<(Box<dyn Container>, Option<OomWatch>)> {
+    let file = bundle.join(INIT_PID_FILE);
     std::fs::write(&file, container.init().pid().to_string()).with_context(|| format!("write {}", file.display()))?;
     // Without it the container runs all the same.
     let oom = container.watch_oom().unwrap_or_else(|error| {
-        log::warn!(id = identity.id.as_str(); "watch for processes that run out of memory: {error}");
+        log::warn!(id = id; "watch for processes that run out of memory: {error}");
         None
     });
-    Ok(Created { container, prepared, oom })
+    Ok((container, oom))
+}
+
+/// Watches a new init and begins to carry its streams. On an error the container is gone.
+async fn attend(
+    container: Box<dyn Container>,
+    prepared: stdio::Prepared,
+    init: &TaskProcess,
+) -> Result<(Box<dyn Container>, ExitFd)> {
+    let process = container.init();
+    let watched = watch_exit(&*process)
+        .and_then(|exit| Ok((exit, prepared.run(process.take_console(), init.state.subscribe())?)));
+    match watched {
+        Ok((exit, (io, console))) => {
+            init.made(process, console, io);
+            Ok((container, exit))
+        }
+        Err(error) => {
+            blocking(move || container.delete()).await?;
+            Err(error)
+        }
+    }
 }
 
 /// Runs an executor's call on a thread that may block.

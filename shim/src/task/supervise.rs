@@ -70,6 +70,11 @@ async fn await_exit(task: &Task, process: &TaskProcess, fd: &ExitFd) -> Exit {
 
 async fn announce(task: &Task, process: &TaskProcess, exit: Exit, events: &EventPublisher) {
     let _verbs = process.verbs.lock().await;
+    stopped(task, process, exit, events);
+}
+
+/// Announces an end, for whoever holds the lock of the process's verbs.
+pub(super) fn stopped(task: &Task, process: &TaskProcess, exit: Exit, events: &EventPublisher) {
     process.state.send_replace(State::Stopped(exit));
     process.close_stdin();
     let mut event = TaskExit::new();

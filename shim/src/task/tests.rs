@@ -1,11 +1,12 @@
 //! The life cycle with a fake executor and a stand-in for containerd's event service.
 
+mod checkpoint;
 mod exec;
 
 use super::*;
-use crate::engine::{Bundle, Process};
+use crate::engine::{Bundle, Process, Restorable};
 use crate::events::testing::{Sink, publisher, serve};
-use executors::{Choice, Console, CreateOptions, ExecSpec, Executor, OomWatch, Stats, Stdio};
+use executors::{CheckpointOptions, Choice, Console, CreateOptions, ExecSpec, Executor, OomWatch, Stats, Stdio};
 use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -65,8 +66,30 @@ impl Bundle for Fake {
         self.script.terminal
     }
 
+    fn restorable(
+        self: Box<Self>,
+        _: &[RootfsMount],
+        _: &Path,
+        _: &Criu,
+        _: &CreateOptions,
+    ) -> Result<Box<dyn Restorable>> {
+        Ok(self)
+    }
+
     fn create(self: Box<Self>, _: &[RootfsMount], _: Stdio, _: &CreateOptions) -> Result<Box<dyn Container>> {
         if self.script.create_fails { Err(Error::new(Kind::InvalidArgument, anyhow!("no args"))) } else { Ok(self) }
+    }
+}
+
+impl Restorable for Fake {
+    fn choice(&self) -> &Choice {
+        &self.choice
+    }
+    fn owns_pid_namespace(&self) -> bool {
+        !self.script.shares_pid_namespace
+    }
+    fn restore(self: Box<Self>, _: Stdio) -> Result<Box<dyn Container>> {
+        if self.script.start_fails { Err(Error::new(Kind::Internal, anyhow!("criu failed"))) } else { Ok(self) }
     }
 }
 
@@ -99,6 +122,9 @@ impl Container for Fake {
     }
     fn stats(&self) -> Result<Stats> {
         Err(Error::new(Kind::NotFound, anyhow!("a fake has no cgroup")))
+    }
+    fn checkpoint(&self, _: &Path, _: &Criu, _: &CheckpointOptions) -> Result<()> {
+        Ok(())
     }
     fn watch_oom(&self) -> Result<Option<OomWatch>> {
         Ok(None)
@@ -197,12 +223,17 @@ impl Stage {
     }
 
     async fn create(&self, id: &str) -> Result<Arc<Task>> {
+        self.create_from(id, None).await
+    }
+
+    async fn create_from(&self, id: &str, checkpoint: Option<PathBuf>) -> Result<Arc<Task>> {
         let creation = Creation {
             id: id.into(),
             bundle: self.dir.path().into(),
             rootfs: Vec::new(),
             names: Names::default(),
             options: Options::default(),
+            checkpoint,
             event: TaskCreate::new(),
         };
         self.tasks.clone().create(creation).await?;

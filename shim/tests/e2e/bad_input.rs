@@ -27,12 +27,6 @@ pub const CASES: &[Case] = &[
         let spec = test.spec(&[])?.set("/process/args", json!(["/etc"]))?;
         clear(test, spec.run()?.output()?, &["/etc"])
     }),
-    // runc makes the folder.
-    Case::new("cwd_missing", |test| {
-        let spec = test.spec(&["pwd"])?.set("/process/cwd", json!("/no/such/folder"))?;
-        clear(test, spec.run()?.output()?, &["/no/such/folder"])
-    })
-    .hybrid_only(),
     Case::new("cwd_relative", |test| {
         let spec = test.spec(&["pwd"])?.set("/process/cwd", json!("tmp"))?;
         clear(test, spec.run()?.output()?, &["cwd"])

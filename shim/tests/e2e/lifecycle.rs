@@ -126,9 +126,12 @@ pub const CASES: &[Case] = &[
         let server = direct.started_with(|command| {
             command.env("PATH", "/nowhere");
         })?;
+        let path = test.containerd.fresh_path("checkpoint").display().to_string();
+        let restored = server.create_as(|request| request.checkpoint = path.clone());
+        let words = crate::harness::direct::refused(restored, ttrpc::Code::UNIMPLEMENTED)?;
+        ensure!(words.contains("criu"), "{words}");
         server.create().context("Create")?;
         server.start().context("Start")?;
-        let path = test.containerd.fresh_path("checkpoint").display().to_string();
         let words = crate::harness::direct::refused(server.checkpoint(&path), ttrpc::Code::UNIMPLEMENTED)?;
         ensure!(words.contains("criu"), "{words}");
         ensure!(server.state().context("State")?.status() == Status::RUNNING, "no longer running");

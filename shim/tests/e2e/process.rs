@@ -31,6 +31,32 @@ pub const CASES: &[Case] = &[
         ensure!(output.stdout == "/data\n", "{output}");
         Ok(())
     }),
+    Case::new("cwd_is_made", |test| {
+        let output = test.run(&["pwd"]).id(&test.other("pwd")).flags(&["--cwd", "/data/new/folder"]).done()?;
+        ensure!(output.stdout == "/data/new/folder\n", "{output}");
+        let user = json!({"uid": 1000, "gid": 1000});
+        let spec = test.spec(&["stat", "."])?.set("/process/user", user)?.set("/process/cwd", json!("/tmp/of/root"))?;
+        let scratch = json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]});
+        let output = spec.mount(scratch)?.run()?.id(&test.other("stat")).done()?;
+        ensure!(output.stdout.starts_with("40755 0 0 "), "{output}");
+        Ok(())
+    }),
+    Case::new("cwd_that_only_root_may_enter", |test| {
+        let scratch = json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=0700"]});
+        let spec = test.spec(&["hello"])?.set("/process/user", json!({"uid": 1000, "gid": 1000}))?.mount(scratch)?;
+        let task = test
+            .task_of(spec.set("/process/args", json!(["/bin/probe", "pause"]))?.set("/process/cwd", json!("/tmp"))?)?;
+        task.exec("one", &["hello"])?.run()?.exits(0)?;
+        task.end()
+    }),
+    Case::new("cwd_that_is_no_folder", |test| {
+        let output = test.run(&["pwd"]).flags(&["--cwd", "/bin/probe"]).output()?;
+        ensure!(output.code != 0, "{output}");
+        if test.runtime() == Runtime::Hybrid {
+            output.refused(&["process.cwd", "not a directory"])?;
+        }
+        Ok(())
+    }),
     Case::new("program_found_in_path", |test| {
         let spec = test.spec(&[])?.set("/process/args", json!(["probe", "hello"]))?;
         let spec = spec.set("/process/env", json!(["PATH=/nowhere:/bin"]))?;
@@ -51,6 +77,14 @@ pub const CASES: &[Case] = &[
     Case::new("capabilities_by_default", default_capabilities),
     Case::new("capabilities_five_sets", five_sets),
     Case::new("capabilities_dropped_for_a_user", dropped_for_a_user),
+    Case::new("capabilities_that_nobody_knows", |test| {
+        let sets = json!({"bounding": ["CAP_CHOWN", "CAP_NOT_YET"], "effective": ["CAP_CHOWN", "CAP_NOT_YET"],
+            "permitted": ["CAP_CHOWN"], "ambient": ["CAP_CHOWN"]});
+        let task = test.task_of(test.spec(&["pause"])?.set("/process/capabilities", sets)?)?;
+        let ids = Ids::of(task.exec("one", &["id"])?.run()?.exits(0)?.stdout);
+        ensure!(ids.mask("CapEff:")? == CAP_CHOWN && ids.mask("CapAmb:")? == 0, "{}", ids.0);
+        task.end()
+    }),
     Case::new("no_new_privileges", |test| {
         let ids = Ids::of(test.run(&["id"]).done()?.stdout);
         ensure!(ids.get("NoNewPrivs:")? == "1", "{}", ids.0);
@@ -68,6 +102,38 @@ pub const CASES: &[Case] = &[
         Ok(())
     }),
     Case::new("rlimits", rlimits),
+    Case::new("rlimit_of_few_descriptors", |test| {
+        let limits = json!([{"type": "RLIMIT_NOFILE", "soft": 3, "hard": 3}]);
+        let output = test.spec(&["ulimit", "nofile"])?.set("/process/rlimits", limits)?.run()?.done()?;
+        ensure!(output.stdout == "3 3\n", "{output}");
+        Ok(())
+    })
+    .hybrid_only(), // runc's own init needs more
+    Case::new("rlimit_without_a_limit", |test| {
+        let limits = json!([{"type": "RLIMIT_CORE", "soft": u64::MAX, "hard": u64::MAX}]);
+        let output = test.spec(&["ulimit", "core"])?.set("/process/rlimits", limits)?.run()?.done()?;
+        ensure!(output.stdout == format!("{0} {0}\n", u64::MAX), "{output}");
+        Ok(())
+    }),
+    Case::new("words_of_other_platforms", |test| {
+        let spec = test.spec(&["hello"])?.set("/process/commandLine", json!("hello"))?;
+        spec.set("/process/user/username", json!("somebody"))?.run()?.done().map(drop)
+    }),
+    Case::new("apparmor_profile", apparmor),
+    Case::new("labels_without_selinux", |test| {
+        if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+            return Ok(());
+        }
+        for field in ["/process/selinuxLabel", "/linux/mountLabel"] {
+            let label = json!("system_u:object_r:container_file_t:s0:c1,c2");
+            let output = test.spec(&["hello"])?.set(field, label)?.run()?.output()?;
+            ensure!(output.code != 0, "{output}");
+            if test.runtime() == Runtime::Hybrid {
+                output.refused(&[&field[1..].replace('/', "."), "SELinux"])?;
+            }
+        }
+        Ok(())
+    }),
     Case::new("umask_by_default", |test| {
         let output = test.run(&["umask"]).done()?;
         ensure!(output.stdout == "0022\n", "{output}");
@@ -76,6 +142,14 @@ pub const CASES: &[Case] = &[
     Case::new("umask_of_the_user", |test| {
         let output = test.spec(&["umask"])?.set("/process/user/umask", json!(0o077))?.run()?.done()?;
         ensure!(output.stdout == "0077\n", "{output}");
+        Ok(())
+    }),
+    Case::new("oom_score_out_of_range", |test| {
+        let output = test.spec(&["hello"])?.set("/process/oomScoreAdj", json!(1001))?.run()?.output()?;
+        ensure!(output.code != 0, "{output}");
+        if test.runtime() == Runtime::Hybrid {
+            output.refused(&["process.oomScoreAdj"])?;
+        }
         Ok(())
     }),
     Case::new("oom_score", |test| {
@@ -156,6 +230,32 @@ fn dropped_for_a_user(test: &Test) -> Result<()> {
     let ids = Ids::of(spec.run()?.done()?.stdout);
     ensure!(ids.mask("CapEff:")? == 0 && ids.mask("CapPrm:")? == 0, "{}", ids.0);
     Ok(())
+}
+
+/// The profile of init, which containerd loads, and that of an exec'd process; refused where there is no AppArmor.
+fn apparmor(test: &Test) -> Result<()> {
+    const PROFILE: &str = "hybrid-test";
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    if !enabled.is_ok_and(|enabled| enabled.starts_with('Y')) {
+        let spec = test.spec(&["hello"])?.set("/process/apparmorProfile", json!(PROFILE))?;
+        let output = spec.run()?.output()?;
+        ensure!(output.code != 0, "{output}");
+        if test.runtime() == Runtime::Hybrid {
+            output.refused(&["process.apparmorProfile", "AppArmor"])?;
+        }
+        return Ok(());
+    }
+    let shown = format!("{PROFILE} (enforce)\n");
+    let run = test.run(&["cat", "/proc/self/attr/current"]).id(&test.other("init"));
+    let output = run.flags(&["--apparmor-default-profile", PROFILE]).done()?;
+    ensure!(output.stdout == shown, "{output}");
+    let task = test.task_of(test.spec(&["pause"])?.set("/process/apparmorProfile", json!(PROFILE))?)?;
+    let output = task.exec("like", &["cat", "/proc/self/attr/current"])?.run()?.exits(0)?;
+    ensure!(output.stdout == shown, "{output}");
+    let other = task.exec("other", &["cat", "/proc/self/attr/current"])?;
+    let output = other.set("/apparmorProfile", json!("unconfined"))?.run()?.exits(0)?;
+    ensure!(output.stdout == "unconfined\n", "{output}");
+    task.end()
 }
 
 fn rlimits(test: &Test) -> Result<()> {

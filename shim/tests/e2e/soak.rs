@@ -28,11 +28,11 @@ fn soak(test: &Test, lives: usize) -> Result<()> {
     for (number, start) in (0..lives).step_by(ROUND).enumerate() {
         let range = start..lives.min(start + ROUND);
         round(&own, range.clone()).with_context(|| format!("lives {range:?}"))?;
-        // What only the first lives bring along is not counted.
-        first.get_or_insert(Memory::of(shim)?);
         let how = if number % 2 == 0 { Signal::KILL } else { Signal::TERM };
         survive(&mut own, number, how).with_context(|| format!("restart {number}"))?;
         ensure!(own.listed(&keeper)?.0 == init, "the keeper has another pid");
+        // What only the first lives bring along is not counted. By now the shim has had the time to give memory back.
+        first.get_or_insert(Memory::of(shim)?);
     }
     let (first, last) = (first.context("no lives")?, Memory::of(shim)?);
     println!("{}: the group's shim after {ROUND} lives: {first}; after {lives}: {last}", test.containerd.line);

@@ -83,6 +83,11 @@ impl Devices {
         self.allow && self.list.is_empty()
     }
 
+    /// Rules for all that is allowed, where the rest is denied.
+    pub fn allowed(&self) -> Vec<Rule> {
+        if self.allow { Vec::new() } else { differences(self, &Devices::default(), true) }
+    }
+
     /// Whether devices.list would show the same. It shows nothing of exceptions to what is allowed.
     pub fn shows(&self, text: &str) -> bool {
         Devices::parse(text).map_or(self.allow, |shown| shown == *self)

@@ -52,6 +52,12 @@ pub(crate) fn settings(resources: Option<&LinuxResources>, v2: bool) -> Result<V
     Ok(list.settings)
 }
 
+/// Whether at most one process may be made in the cgroup.
+pub(crate) fn leave_one_process(settings: &[Setting]) -> bool {
+    let limit = settings.iter().rev().find(|setting| setting.file == "pids.max");
+    limit.is_some_and(|setting| matches!(setting.value.trim(), "0" | "1"))
+}
+
 /// Every file to write to change a cgroup, but for its device rules; what is not set, or zero, stays as it is. `now` reads a
 /// file of v2's as it is at present: some hold what the spec has in two fields.
 ///

@@ -21,7 +21,7 @@ use crate::bundle::Bundle;
 use crate::{Kind, Result};
 
 /// What takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const BUSY: &str = "while :; do :; done";
 
@@ -49,7 +49,7 @@ fn bundle(path: &str, resources: Value) -> tempfile::TempDir {
 }
 
 fn create(bundle: &Path) -> Result<Cgroup> {
-    Cgroup::create(&Bundle::open("a", bundle)?)
+    Cgroup::create(&Bundle::open("a", bundle)?, false)
 }
 
 impl Rig {

@@ -1,12 +1,13 @@
 //! Who the process is: ids, capabilities, and what /proc says of it.
 
 use std::ffi::CStr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
 
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::{Errno, Result};
 use rustix::process::DumpableBehavior;
 
+use crate::procfs::{Procfs, write_below};
 use crate::sys;
 
 pub(super) fn drop_bounding(keep: rustix::thread::CapabilitySet) -> Result<()> {
@@ -24,8 +25,9 @@ pub(super) fn drop_bounding(keep: rustix::thread::CapabilitySet) -> Result<()> {
     Ok(())
 }
 
-/// Until execve(2) this process has the shim's memory and descriptors, which nobody in the container may get by ptrace(2)
-/// or /proc, though a root with CAP_SYS_PTRACE over the same user namespace (CVE-2016-9962).
+/// Until execve(2) this process has the shim's memory and descriptors, which nobody in its pid namespace may get by
+/// ptrace(2) or /proc, with the same ids and capabilities or in a user namespace (CVE-2016-9962). Who has CAP_SYS_PTRACE
+/// over the shim's user namespace may.
 pub(super) fn hide_memory() -> Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
@@ -36,15 +38,28 @@ pub(super) fn become_user(uid: u32, gid: u32) -> Result<()> {
     rustix::thread::set_thread_res_uid(uid, uid, uid)
 }
 
-/// Opens `path` below `directory`, which is known to be procfs, and writes all of `value` at once.
-pub(super) fn write_below(directory: BorrowedFd<'_>, path: &CStr, value: &[u8]) -> Result<()> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let file = rustix::fs::openat2(directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
-    rustix::io::write(sys::leak(file), value).map(drop)
+/// Writes to a file of the host's /proc, by its absolute path: only while this process's root is the host's.
+pub(super) fn write_proc(path: &CStr, value: &[u8]) -> Result<()> {
+    let below = path.to_bytes_with_nul().strip_prefix(b"/proc/").ok_or(Errno::INVAL)?;
+    Procfs::open()?.write(CStr::from_bytes_with_nul(below).map_err(|_| Errno::INVAL)?, value)
 }
 
-/// Writes to a file of the host's /proc: only before this process has joined or made a mount namespace of the container.
-pub(super) fn write_proc(path: &CStr, value: &[u8]) -> Result<()> {
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(sys::leak(file), value).map(drop)
+/// The current folder, which must be in sight of this process's root: not by way of a descriptor that it has of the host's,
+/// whose `..` leads out (CVE-2024-21626).
+pub(super) fn enter_folder(path: &CStr) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+    rustix::process::fchdir(folder)?;
+    let mut name = [0; libc::PATH_MAX as usize];
+    // Of what is out of sight the kernel says "(unreachable)" in front (getcwd(3)).
+    match sys::getcwd(&mut name)?.first() {
+        Some(b'/') => Ok(()),
+        _ => Err(Errno::XDEV),
+    }
+}
+
+/// Writes an attribute that this thread has by a security module (proc_pid_attr(5)), in the host's /proc as above.
+pub(super) fn write_attribute(file: &CStr, value: &CStr) -> Result<()> {
+    let attributes = Procfs::open()?.folder(c"thread-self/attr")?;
+    write_below(attributes.as_fd(), file, value.to_bytes())
 }

@@ -10,6 +10,8 @@
 //!   ----- (HOOKS, 0) --------->    its environment is there (init only, and only where the spec has hooks that see it)
 //!   <---- GO ------------------    they have run
 //!   ----- (TERMINAL, 0) ------>    with both ends of a terminal (only where the child opens it)
+//!   ----- (LISTENER, fd) ----->    of a filter with notifications
+//!   <---- GO ------------------    it has a copy
 //!   ----- (READY, 0) --------->    created (init only: an exec'd process goes on at once)
 //!   <---- GO ------------------    start   (init only)
 //!   ----- end of file -------->    execve happened
@@ -28,11 +30,12 @@ use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags};
 use rustix::thread::ThreadNameSpaceType;
 
-use self::identity::{become_user, drop_bounding, hide_memory, write_below, write_proc};
+use self::identity::{become_user, drop_bounding, hide_memory, write_attribute, write_proc};
 use self::streams::{stdio, terminal};
 use self::tree::{READ_ONLY, WRITABLE, clone_tree, propagation_flags};
 use super::filesystem::make_filesystem;
 use super::step::{Plan, Program, Step};
+use crate::procfs::write_below;
 use crate::sys;
 
 /// What the parent sends to let the child go on.
@@ -47,7 +50,10 @@ pub(crate) const TERMINAL: u32 = u32::MAX - 1;
 /// In place of a step's index: everything up to the hooks is done.
 pub(crate) const HOOKS: u32 = u32::MAX - 2;
 
-/// What the child reports: a step's index and why it failed, or one of the words above and 0.
+/// In place of a step's index: the number of the listener's descriptor comes in place of an error.
+pub(crate) const LISTENER: u32 = u32::MAX - 3;
+
+/// What the child reports: a step's index and why it failed, or one of the words above and 0 or what is said there.
 pub(crate) struct Report {
     pub step: u32,
     pub errno: i32,
@@ -84,13 +90,28 @@ struct Context<'a> {
     terminal: Option<BorrowedFd<'a>>,
     /// Which of the program's candidates to execute.
     found: usize,
+    /// Whether the current folder is that of the spec.
+    in_cwd: bool,
+    /// Whether all is closed that the program must not get.
+    closed: bool,
 }
 
 /// Runs the plan. Returns only when something failed, with the exit code.
 pub(crate) fn run(plan: &Plan, parent: BorrowedFd<'_>) -> i32 {
-    let mut context =
-        Context { plan, parent, rootfs: None, attached: None, mask: None, guest_root: None, terminal: None, found: 0 };
-    let failure = match sys::reset_signals() {
+    let mut context = Context {
+        plan,
+        parent,
+        rootfs: None,
+        attached: None,
+        mask: None,
+        guest_root: None,
+        terminal: None,
+        found: 0,
+        in_cwd: false,
+        closed: false,
+    };
+    // The first of all: it is in the container's pid namespace already.
+    let failure = match hide_memory().and_then(|()| sys::reset_signals()) {
         Err(errno) => (0, errno),
         Ok(()) => match run_steps(&mut context) {
             Ok(()) => return FAILED,
@@ -118,10 +139,7 @@ impl<'a> Context<'a> {
             Step::JoinCgroups(files) => files.iter().try_for_each(|tasks| rustix::io::write(tasks, b"0").map(drop)),
             Step::OomScore(score) => write_proc(c"/proc/self/oom_score_adj", score.to_bytes()),
             Step::Session => rustix::process::setsid().map(drop),
-            Step::AwaitMappings => {
-                hide_memory()?;
-                self.await_go()
-            }
+            Step::AwaitMappings => self.await_go(),
             Step::EnterFolder(path) => rustix::process::chdir(path.as_c_str()),
             Step::BecomeRoot => {
                 rustix::thread::set_thread_groups(&[])?;
@@ -131,10 +149,7 @@ impl<'a> Context<'a> {
                 rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             }
             Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
-            Step::JoinContainer(init, kinds) => {
-                hide_memory()?;
-                rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds)
-            }
+            Step::JoinContainer(init, kinds) => rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds),
             Step::Unshare(flags, _) => sys::unshare(*flags),
             Step::Keyring(name) => match sys::join_session_keyring(name) {
                 // A kernel without keyrings has nothing to keep apart.
@@ -202,13 +217,11 @@ impl<'a> Context<'a> {
             Step::Console(slave) => self.mount_console(slave.as_fd()),
             Step::OpenTerminal { size } => self.open_terminal(*size),
             Step::Rlimit(resource, limit) => rustix::process::setrlimit(*resource, *limit),
-            Step::AppArmor(profile) => {
-                match write_proc(c"/proc/thread-self/attr/apparmor/exec", profile.to_bytes()) {
-                    // Before Linux 5.8.
-                    Err(Errno::NOENT) => write_proc(c"/proc/thread-self/attr/exec", profile.to_bytes()),
-                    result => result,
-                }
-            }
+            Step::AppArmor(profile) => match write_attribute(c"apparmor/exec", profile) {
+                // Before Linux 5.8.
+                Err(Errno::NOENT) => write_attribute(c"exec", profile),
+                result => result,
+            },
             Step::BoundingSet { keep } => drop_bounding(*keep),
             Step::KeepCapabilities => rustix::thread::set_keep_capabilities(true),
             Step::Groups(groups) => rustix::thread::set_thread_groups(groups),
@@ -225,20 +238,27 @@ impl<'a> Context<'a> {
                 rustix::process::umask(Mode::from_raw_mode(*mask));
                 Ok(())
             }
-            Step::Cwd(path) => rustix::process::chdir(path.as_c_str()),
+            Step::MakeCwd(path) => self.make_cwd(path),
+            Step::Cwd { path, may_fail } => self.enter_cwd(path, *may_fail),
+            Step::Scheduling(scheduling) => scheduling.apply(),
+            Step::Label { file, label } => write_attribute(file, label),
             Step::CwdOf(folder) => rustix::process::fchdir(folder),
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
-            Step::Seccomp { program, flags } => sys::seccomp_filter(program, *flags),
+            Step::Seccomp { program, flags, agent } => {
+                let listener = sys::seccomp_filter(program, *flags)?;
+                if agent.is_some() { self.pass_listener(listener) } else { Ok(()) }
+            }
             Step::FindProgram => self.find_program(),
             Step::AwaitHooks { keep } => {
                 self.close_all_but(keep)?;
                 self.pause(HOOKS)
             }
-            Step::AwaitStart => {
-                self.close_others()?;
-                self.pause(READY)
-            }
+            Step::CloseOthers => self.close_others(),
+            Step::CloseForExec => self.close_for_exec(),
+            Step::AwaitStart => self.pause(READY),
             Step::Exec => Err(self.exec()),
+            #[cfg(test)]
+            Step::Failing(_) => Err(Errno::NOTRECOVERABLE),
         }
     }
 
@@ -277,6 +297,16 @@ impl<'a> Context<'a> {
     fn pause(&self, at: u32) -> Result<()> {
         rustix::io::write(self.parent, &Report { step: at, errno: 0 }.to_bytes())?;
         self.await_go()
+    }
+
+    /// Lets the parent have a copy of the listener of this process's filter. With no more calls than a start takes, for each
+    /// must get through that filter.
+    fn pass_listener(&self, listener: RawFd) -> Result<()> {
+        rustix::io::write(self.parent, &Report { step: LISTENER, errno: listener }.to_bytes())?;
+        self.await_go()?;
+        // Else notifications would wait for this process when the agent has died.
+        sys::close(listener);
+        Ok(())
     }
 
     /// Waits for the parent's word.

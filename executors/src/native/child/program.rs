@@ -28,12 +28,24 @@ impl Context<'_> {
         Err(worst)
     }
 
-    pub(super) fn exec(&self) -> Errno {
+    /// Once: a seccomp filter may have been loaded since, which need not allow it.
+    pub(super) fn close_for_exec(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.closed, true) {
+            return Ok(());
+        }
+        match &self.plan.program {
+            // Closed, not just on execve: the path, or the interpreter that the file names, may lead to them.
+            Program::Paths(_) => self.close_all_but(&[]),
+            Program::File { .. } => sys::close_range_on_exec(3),
+        }
+    }
+
+    pub(super) fn exec(&mut self) -> Errno {
         let plan = self.plan;
         let (file, pass) = match &plan.program {
             Program::Paths(candidates) => {
                 let Some(path) = candidates.get(self.found) else { return Errno::NOENT };
-                if let Err(errno) = sys::close_range_on_exec(3) {
+                if let Err(errno) = self.close_for_exec() {
                     return errno;
                 }
                 return sys::execve(path, &plan.argv, &plan.envp);

@@ -10,9 +10,12 @@ use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::Context;
+use super::identity::enter_folder;
 use crate::native::filesystem::make_filesystem;
+use crate::native::mounts;
 use crate::native::resolve::{self, Make};
 use crate::native::step::Target;
+use crate::procfs;
 use crate::sys::{self, MountAttr};
 
 pub(super) const READ_ONLY: MountAttr =
@@ -28,25 +31,43 @@ pub(super) fn propagation_flags(flags: u64) -> MountPropagationFlags {
 impl<'a> Context<'a> {
     pub(super) fn mount_console(&self, slave: BorrowedFd<'_>) -> Result<()> {
         let console = clone_tree(slave, false)?;
-        let target = resolve::open_or_make(self.rootfs()?, c"/dev/console", Make::File)?;
-        attach_at(console, sys::leak(target))
+        attach_at(console, self.target_without_symlinks(c"/dev/console", Make::File)?)
     }
 
     pub(super) fn attach(&mut self, tree: BorrowedFd<'a>, at: &Target) -> Result<()> {
-        let rootfs = self.rootfs()?;
         let target = if at.no_symlinks {
-            match resolve::open_no_symlinks(rootfs, &at.path, OFlags::empty()) {
-                Err(Errno::NOENT) => {
-                    resolve::open_or_make(rootfs, &at.path, at.make)?;
-                    resolve::open_no_symlinks(rootfs, &at.path, OFlags::empty())?
-                }
-                result => result?,
-            }
+            self.target_without_symlinks(&at.path, at.make)?
         } else {
-            resolve::open_or_make(rootfs, &at.path, at.make)?
+            sys::leak(resolve::open_or_make(self.rootfs()?, &at.path, at.make)?)
         };
+        self.may_cover(target, tree, &at.path)?;
         self.attached = Some(tree);
-        attach_at(tree, sys::leak(target))
+        attach_at(tree, target)
+    }
+
+    /// A target, made if it is missing, with no symlink on the way.
+    fn target_without_symlinks(&self, path: &CStr, make: Make) -> Result<BorrowedFd<'static>> {
+        let rootfs = self.rootfs()?;
+        let target = match resolve::open_no_symlinks(rootfs, path, OFlags::empty()) {
+            Err(Errno::NOENT) => {
+                resolve::open_or_make(rootfs, path, make)?;
+                resolve::open_no_symlinks(rootfs, path, OFlags::empty())?
+            }
+            result => result?,
+        };
+        Ok(sys::leak(target))
+    }
+
+    /// Refuses a target that a symlink of the image has made the root itself or a file of procfs: what masks and read-only
+    /// paths name must be the kernel's (CVE-2019-16884). A procfs may cover another one.
+    fn may_cover(&self, target: BorrowedFd<'_>, tree: BorrowedFd<'_>, path: &CStr) -> Result<()> {
+        if !procfs::contains(target)? {
+            let (root, target) = (rustix::fs::fstat(self.rootfs()?)?, rustix::fs::fstat(target)?);
+            let is_root = (root.st_dev, root.st_ino) == (target.st_dev, target.st_ino);
+            return if is_root { Err(Errno::BUSY) } else { Ok(()) };
+        }
+        let is_procfs = procfs::is_root(target)? && procfs::contains(tree)?;
+        if is_procfs || mounts::may_be_in_proc(path.to_bytes()) { Ok(()) } else { Err(Errno::INVAL) }
     }
 
     /// Changes the mount at a path inside the rootfs.
@@ -99,6 +120,10 @@ impl<'a> Context<'a> {
             // Before pivot_root this is the host's /dev/null, not one that the image made (CVE-2025-31133).
             let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let null = sys::leak(rustix::fs::open(c"/dev/null", flags, Mode::empty())?);
+            let (stat, device) = (rustix::fs::fstat(null)?, rustix::fs::makedev(1, 3));
+            if (FileType::from_raw_mode(stat.st_mode), stat.st_rdev) != (FileType::CharacterDevice, device) {
+                return Err(Errno::NODEV);
+            }
             return attach_at(clone_tree(null, false)?, target);
         }
         self.mask_folder(target)
@@ -118,6 +143,30 @@ impl<'a> Context<'a> {
         let tree = clone_tree(target, true)?;
         sys::mount_setattr(tree, true, &READ_ONLY)?;
         attach_at(tree, target)
+    }
+
+    pub(super) fn make_cwd(&self, path: &CStr) -> Result<()> {
+        match resolve::open_or_make(self.rootfs()?, path, Make::Directory) {
+            Ok(folder) => {
+                sys::leak(folder);
+                Ok(())
+            }
+            // What a magic link leads to is there or not, and looked at when it is entered.
+            Err(Errno::LOOP) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    pub(super) fn enter_cwd(&mut self, path: &CStr, may_fail: bool) -> Result<()> {
+        if self.in_cwd {
+            return Ok(());
+        }
+        match enter_folder(path) {
+            Err(Errno::ACCESS | Errno::PERM) if may_fail => return Ok(()),
+            result => result?,
+        }
+        self.in_cwd = true;
+        Ok(())
     }
 
     /// Opens a path inside the rootfs if it is there.

@@ -1,6 +1,6 @@
 //! A test as the themes write it down, and what it is given when it runs.
 use super::direct::Direct;
-use super::isolated::LINES;
+use super::isolated::{LINES, on_systemd};
 use super::run::Run;
 use super::spec::Spec;
 use super::task::Task;
@@ -8,7 +8,7 @@ use super::{Containerd, Runtime, leaks};
 use anyhow::{Context, Result, anyhow};
 use containerd_shim_protos::api::CreateTaskRequest;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{LazyLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// What a container of a test runs: the same probe as a Linux program, a core module or a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +58,11 @@ impl Kind {
     }
 }
 
+/// What a test does.
+pub type Body = fn(&Test) -> Result<()>;
+
 /// A test, not yet bound to a containerd.
-pub type Case = CaseOf<fn(&Test) -> Result<()>>;
+pub type Case = CaseOf<Body>;
 
 /// A test whose body is a `B`, which says what it is given.
 #[derive(Clone, Copy)]
@@ -74,6 +77,10 @@ pub struct CaseOf<B> {
     pub ignored: bool,
     /// Whether it means something on the newest release line.
     pub on_newest: bool,
+    /// Whether it takes a host whose process 1 is systemd.
+    pub on_systemd: bool,
+    /// Whether it takes a host with AppArmor.
+    pub on_apparmor: bool,
     pub body: B,
 }
 
@@ -81,7 +88,17 @@ impl<B: Copy> CaseOf<B> {
     /// A test of Linux containers that runc passes as well.
     pub const fn new(name: &'static str, body: B) -> Self {
         let kinds = &[Kind::Linux];
-        CaseOf { name, kinds, hybrid_only: false, exclusive: false, ignored: false, on_newest: true, body }
+        CaseOf {
+            name,
+            kinds,
+            hybrid_only: false,
+            exclusive: false,
+            ignored: false,
+            on_newest: true,
+            on_systemd: false,
+            on_apparmor: false,
+            body,
+        }
     }
 
     /// The test runs once for each of `kinds`.
@@ -117,6 +134,33 @@ impl<B: Copy> CaseOf<B> {
         self
     }
 
+    /// It takes a host whose process 1 is systemd, and is skipped elsewhere.
+    pub const fn on_systemd(mut self) -> Self {
+        self.on_systemd = true;
+        self
+    }
+
+    /// It takes a host with AppArmor, and is ignored elsewhere.
+    pub const fn on_apparmor(mut self) -> Self {
+        self.on_apparmor = true;
+        self
+    }
+
+    /// Whether it is left out unless it is asked for.
+    pub fn is_ignored(&self) -> bool {
+        static APPARMOR: LazyLock<bool> = LazyLock::new(|| {
+            let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+            enabled.is_ok_and(|text| text.starts_with('Y'))
+        });
+        self.ignored || self.on_apparmor && !*APPARMOR || self.on_systemd != on_systemd()
+    }
+
+    /// Whether the test means something for this kind under this runtime on this release line.
+    pub fn runs(&self, kind: Kind, runtime: Runtime, line: &str) -> bool {
+        let newest = LINES.last() == Some(&line);
+        (self.on_newest || !newest) && self.suits(kind, runtime)
+    }
+
     /// Whether the test means something for this kind under this runtime.
     pub fn suits(&self, kind: Kind, runtime: Runtime) -> bool {
         runtime == Runtime::Hybrid || (kind == Kind::Linux && !self.hybrid_only)
@@ -146,12 +190,6 @@ pub enum Turn {
 }
 
 impl Case {
-    /// Whether the test means something for this kind under this runtime on this release line.
-    pub fn runs(&self, kind: Kind, runtime: Runtime, line: &str) -> bool {
-        let newest = LINES.last() == Some(&line);
-        (self.on_newest || !newest) && self.suits(kind, runtime)
-    }
-
     /// Runs the test and looks for what it left behind.
     pub fn run(&self, containerd: &Containerd, kind: Kind, number: usize) -> Result<()> {
         let _turn = self.turn();

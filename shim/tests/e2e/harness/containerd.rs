@@ -4,7 +4,8 @@ use super::events::Events;
 use super::{Kind, NAMESPACE, PATIENCE};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -40,6 +41,15 @@ impl Runtime {
 /// A program that is built when the first test needs it.
 type Built = OnceLock<Result<PathBuf, String>>;
 
+/// What a containerd is to do beside running what `ctr` asks for.
+#[derive(Default)]
+struct Setup<'a> {
+    /// Where traces are exported to.
+    collector: Option<&'a str>,
+    /// The runtime handler under which pods get the runtime; without one there is no Container Runtime Interface.
+    handler: Option<&'a str>,
+}
+
 /// A running containerd.
 pub struct Containerd {
     /// The release line: `1.6`, `1.7` or `2.x`.
@@ -65,11 +75,34 @@ impl Containerd {
         images: &[test_images::Image],
         log: PathBuf,
     ) -> Result<Containerd> {
-        let containerd = Containerd::boot(line, programs, runtime, Path::new("/run/hybrid").join(line), log, None)?;
+        let folder = Path::new("/run/hybrid").join(line);
+        let containerd = Containerd::boot(line, programs, runtime, folder, log, &Setup::default())?;
         for image in images {
             let archive = image.save(&containerd.folder)?;
             containerd.ctr(["image", "import"]).arg(archive).done()?;
             image.unpack(&containerd.rootfs(image.name()))?;
+        }
+        Ok(containerd)
+    }
+
+    /// Starts one that serves the Container Runtime Interface, too, with the runtime as the handler `handler`, and with the
+    /// images in the namespace of Kubernetes.
+    #[allow(dead_code, reason = "only the tests through the Container Runtime Interface ask for it")]
+    pub fn start_for_pods(
+        line: &str,
+        programs: &Path,
+        runtime: Runtime,
+        images: &[test_images::Image],
+        log: PathBuf,
+        handler: &'static str,
+    ) -> Result<Containerd> {
+        let folder = Path::new("/run/hybrid").join(line);
+        let setup = Setup { handler: Some(handler), ..Setup::default() };
+        network(&folder.join("cni")).context("making a network for pods")?;
+        let containerd = Containerd::boot(line, programs, runtime, folder, log, &setup)?;
+        for image in images {
+            let archive = image.save(&containerd.folder)?;
+            containerd.ctr(["--namespace", "k8s.io", "image", "import"]).arg(archive).done()?;
         }
         Ok(containerd)
     }
@@ -88,7 +121,8 @@ impl Containerd {
     fn another_with(&self, name: &str, collector: Option<&str>) -> Result<Containerd> {
         let folder = self.folder.with_file_name(name);
         let log = self.log.with_file_name(format!("containerd-{name}.log"));
-        let containerd = Containerd::boot(&self.line, &self.programs, self.runtime, folder, log, collector)?;
+        let setup = Setup { collector, ..Setup::default() };
+        let containerd = Containerd::boot(&self.line, &self.programs, self.runtime, folder, log, &setup)?;
         for kind in Kind::ALL {
             let archive = self.folder.join(format!("{}.tar", kind.image_name()));
             containerd.ctr(["image", "import"]).arg(archive).done()?;
@@ -119,13 +153,13 @@ impl Containerd {
         runtime: Runtime,
         folder: PathBuf,
         log: PathBuf,
-        collector: Option<&str>,
+        setup: &Setup,
     ) -> Result<Containerd> {
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        fs::write(folder.join("config.toml"), configuration(&folder, collector.is_some()))
+        fs::write(folder.join("config.toml"), configuration(&folder, runtime, setup))
             .context("writing containerd's configuration")?;
         File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-        let daemon = launch(programs, &folder, &log, collector)?;
+        let daemon = launch(programs, &folder, &log, setup.collector)?;
         Ok(Containerd {
             line: line.to_owned(),
             runtime,
@@ -330,25 +364,73 @@ pub fn hybrid_binary() -> PathBuf {
 }
 
 /// Configuration version 2, which every line from 1.6 on reads. Plugins that reach outside the folder are off.
-fn configuration(folder: &Path, traced: bool) -> String {
-    let tracing = r#""io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp","#;
+fn configuration(folder: &Path, runtime: Runtime, setup: &Setup) -> String {
+    let (folder, mut off) = (folder.display(), String::new());
+    if setup.collector.is_none() {
+        off += r#""io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp", "#;
+    }
+    let pods = match setup.handler {
+        Some(handler) => pods(&folder.to_string(), runtime, handler),
+        None => {
+            off += r#""io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "#;
+            off += r#""io.containerd.podsandbox.controller.v1.podsandbox", "#;
+            String::new()
+        }
+    };
     format!(
         r#"version = 2
 root = "{folder}/root"
 state = "{folder}/state"
 disabled_plugins = [
-  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
-  "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
-  {tracing}
+  {off}
+  "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
   "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
 ]
 [grpc]
 address = "{folder}/containerd.sock"
-"#,
-        folder = folder.display(),
-        tracing = if traced { "" } else { tracing }
+{pods}"#
     )
+}
+
+/// The Container Runtime Interface, with one handler.
+fn pods(folder: &str, runtime: Runtime, handler: &str) -> String {
+    format!(
+        r#"[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "localhost/hybrid/pause:latest"
+stream_server_address = "127.0.0.1"
+# Pods ask for a score below that of containerd, which takes CAP_SYS_RESOURCE.
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{folder}/cni/bin"
+conf_dir = "{folder}/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+default_runtime_name = "{handler}"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}]
+runtime_type = "{runtime}"
+"#,
+        runtime = runtime.name()
+    )
+}
+
+/// A network for pods without any: its plugin says of a new network namespace that it is ready (CNI specification 1.0.0).
+fn network(folder: &Path) -> Result<()> {
+    const PLUGIN: &str = r#"#!/bin/sh
+case $CNI_COMMAND in
+ADD) echo '{"cniVersion":"0.4.0","interfaces":[{"name":"'$CNI_IFNAME'","sandbox":"'$CNI_NETNS'"}],'
+    echo '"ips":[{"version":"4","interface":0,"address":"10.1.1.1/24"}]}' ;;
+VERSION) echo '{"cniVersion":"0.4.0","supportedVersions":["0.3.1","0.4.0"]}' ;;
+esac
+"#;
+    let programs = folder.join("bin");
+    fs::create_dir_all(&programs)?;
+    for name in ["loopback", "nothing"] {
+        fs::write(programs.join(name), PLUGIN)?;
+        fs::set_permissions(programs.join(name), Permissions::from_mode(0o755))?;
+    }
+    let list = r#"{"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "nothing"}]}"#;
+    fs::write(folder.join("10-pods.conflist"), list)?;
+    Ok(())
 }
 
 /// Waits for the READY=1 that containerd and dockerd send as services of systemd do (sd_notify(3)).

@@ -55,6 +55,21 @@ fn inside() -> Option<Vec<(String, PathBuf)>> {
     Some(entries.map(|(name, programs)| (name.to_owned(), PathBuf::from(programs))).collect())
 }
 
+/// Set to run the tests of the systemd cgroup driver, and no others, on the host itself: systemd knows processes by the pids
+/// of its own namespace.
+const SYSTEMD: &str = "HYBRID_SYSTEMD";
+
+/// Whether it is to be so.
+pub fn on_systemd() -> bool {
+    std::env::var_os(SYSTEMD).is_some_and(|value| !value.is_empty())
+}
+
+/// The release lines and their folders for a run that is not isolated.
+pub fn on_the_host(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    ensure!(Path::new("/run/systemd/system").is_dir(), "{SYSTEMD} is set, and process 1 of this host is not systemd");
+    lines(default)
+}
+
 fn lines(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let wanted = std::env::var("HYBRID_CONTAINERD").unwrap_or_default();
     let named: Vec<&str> = wanted.split([',', ' ']).filter(|line| !line.is_empty() && *line != "all").collect();
@@ -96,6 +111,12 @@ fn restart(found: &[(String, PathBuf)], newest: Option<&Path>) -> Error {
     };
     let mut command = Command::new(scripts().join("isolated"));
     command.arg(program).args(std::env::args_os().skip(1)).env(INSIDE, found.join(" "));
+    if let (Ok(Some(criu)), Some(path)) = (script("criu", &[]), std::env::var_os("PATH")) {
+        let folders = std::iter::once(criu).chain(std::env::split_paths(&path));
+        command.env("PATH", std::env::join_paths(folders).unwrap_or(path.clone()));
+    } else {
+        eprintln!("criu cannot be had: what takes it will fail");
+    }
     if let Some(programs) = newest {
         command.env(NEWEST, programs);
     }

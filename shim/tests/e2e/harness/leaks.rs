@@ -2,7 +2,7 @@
 //!
 //! Tests run beside each other, so after each the search is for what bears its container's id; what bears no id
 //! (sockets, a process that left its cgroup) is found by comparing two [`Snapshot`]s when nothing else runs.
-use super::{Containerd, NAMESPACE, PATIENCE, Runtime};
+use super::{Containerd, NAMESPACE, PATIENCE, Runtime, limit};
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -26,12 +26,14 @@ pub fn none_of(containerd: &Containerd, id: &str) -> Result<()> {
 }
 
 /// Folders that are made once and belong to no container.
-const SHARED: [&str; 5] = [
+const SHARED: [&str; 7] = [
     "containerd/s",
     "containerd/fifo",
     "containerd/runc",
     "containerd/runc/test",
+    "containerd/runc/k8s.io",
     "io.containerd.runtime.v2.task/test",
+    "io.containerd.runtime.v2.task/k8s.io",
 ];
 
 /// Removes the cgroup that is named after the tests' namespace from every hierarchy; fails when one is in use.
@@ -69,7 +71,9 @@ impl Snapshot {
         // The tests' own programs come and go (ctr, containerd), their threads wait for them.
         let own = std::process::id();
         for process in Process::all()? {
-            if process.parent != own && process.pid != own && process.pid != 1 {
+            // The kernel's come and go too, where they are in sight.
+            let counts = !process.is_kernel_thread && process.parent != own && process.pid != own && process.pid != 1;
+            if counts {
                 items.insert(format!("process {}", process.text));
             }
         }
@@ -122,6 +126,7 @@ pub struct Process {
     pub pid: u32,
     pub parent: u32,
     name: String,
+    is_kernel_thread: bool,
     /// Its pid, command line and cgroups, for a search and for the reader.
     text: String,
 }
@@ -149,11 +154,12 @@ impl Process {
             return None;
         }
         let cmdline = fs::read(folder.join("cmdline")).ok()?;
+        let is_kernel_thread = cmdline.is_empty();
         let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
         let cgroup = fs::read_to_string(folder.join("cgroup")).ok()?;
         let last = cgroup.lines().filter_map(|line| line.rsplit(':').next()).max_by_key(|path| path.len());
         let text = format!("{pid} ({name}) {cmdline}in cgroup {}", last.unwrap_or_default());
-        Some(Process { pid, parent, name: name.to_owned(), text })
+        Some(Process { pid, parent, name: name.to_owned(), is_kernel_thread, text })
     }
 
     /// The one process of this name whose command line or cgroup contains `id`.
@@ -197,7 +203,7 @@ impl Process {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             other => other.context("pidfd_open")?,
         };
-        let patience = Timespec { tv_sec: (PATIENCE.as_secs() / 6) as i64, tv_nsec: 0 };
+        let patience = Timespec { tv_sec: limit(PATIENCE / 6).as_secs() as i64, tv_nsec: 0 };
         let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).context("poll")?;
         ensure!(ended == 1, "still there after {} s", patience.tv_sec);
         Ok(())

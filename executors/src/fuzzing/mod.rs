@@ -1,0 +1,35 @@
+//! What a spec goes through before anything of the host is touched, for the fuzz targets (`fuzz/`) and the property tests.
+//! Not part of the API.
+
+#[cfg(test)]
+mod contradictions;
+#[cfg(test)]
+mod properties;
+
+use std::path::Path;
+
+use crate::bundle::Bundle;
+use crate::error::Result;
+use crate::native::plan;
+use crate::{ExecSpec, cgroup};
+
+/// A config.json → a checked bundle → its cgroup's settings and as much of its plan as takes no host. Returns the number of
+/// steps, after each was put into words.
+///
+/// # Errors
+/// InvalidArgument or Unimplemented, with the name of the field.
+pub fn spec(config: &[u8]) -> Result<usize> {
+    let bundle = Bundle::parse("id", Path::new("/bundle"), config)?;
+    cgroup::decide(bundle.id(), bundle.linux())?;
+    let plan = plan::compile_without_host(&bundle)?;
+    let words: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
+    Ok(words.len())
+}
+
+/// The process of an exec.
+///
+/// # Errors
+/// As for [`spec`].
+pub fn process(json: &[u8]) -> Result<()> {
+    ExecSpec::parse(json).map(drop)
+}
