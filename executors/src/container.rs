@@ -1,7 +1,7 @@
 //! A container: made from a bundle by either executor, then the same for both.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::LinuxNamespaceType;
 
@@ -97,7 +97,15 @@ pub(crate) fn create_with(
         hooks.surround_start(&init, &beside)?;
     }
     let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
-    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining, wasm, _poststop: poststop })
+    Ok(Container {
+        choice,
+        init: Arc::new(init),
+        cgroup,
+        owns_pid_namespace,
+        joining,
+        wasm: Mutex::new(wasm),
+        _poststop: poststop,
+    })
 }
 
 /// A created container. [`Container::delete`] removes what it has on the host; dropping it kills it and does so too, but
@@ -109,7 +117,8 @@ pub struct Container {
     pub(crate) init: Arc<Process>,
     pub(crate) owns_pid_namespace: bool,
     pub(crate) joining: Joining,
-    pub(crate) wasm: WasmOptions,
+    /// For what is exec'd.
+    pub(crate) wasm: Mutex<WasmOptions>,
     /// Dropped last.
     pub(crate) _poststop: Poststop,
 }

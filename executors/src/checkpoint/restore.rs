@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{FileType, Mode, OFlags, Uid, fstat};
@@ -152,7 +152,7 @@ impl Restorable {
             cgroup,
             owns_pid_namespace,
             joining,
-            wasm,
+            wasm: Mutex::new(wasm),
             _poststop: Poststop::new(None),
         })
     }
