@@ -66,8 +66,9 @@ cri: test-deps ## only the tests of pods, through the Container Runtime Interfac
 docker: test-deps ## only the tests through Docker Engine (HYBRID_RUNTIME: as above)
 	$(CARGO) test --release --workspace --locked --test docker
 
-test: fmt clippy ## formatting, lints, unit tests, and end-to-end tests through each containerd, its CRI, and Docker Engine
+test: fmt clippy ## formatting, lints, unit tests, and end-to-end tests through each containerd, its CRI, Docker Engine and a node
 	$(CARGO) test --release --workspace --locked
+	scripts/test-node smoke
 
 test-node: ## tests in a Debian 13 node with systemd, cgroup v2 and AppArmor, by qemu (FILTER="exec::" for some only)
 	@scripts/dependencies build test node

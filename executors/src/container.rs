@@ -1,7 +1,7 @@
 //! A container: made from a bundle by either executor, then the same for both.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::LinuxNamespaceType;
 
@@ -17,7 +17,7 @@ use crate::native::step::Plan;
 use crate::process::Process;
 use crate::resctrl::Resctrl;
 use crate::rootfs::{Rootfs, RootfsMount};
-use crate::wasm;
+use crate::wasm::{self, WasmOptions};
 
 /// What a process has for its standard input, output and error.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub struct CreateOptions {
     /// Have systemd make the cgroup: `linux.cgroupsPath` is `slice:prefix:name`, or nothing. A path of that form does so by
     /// itself.
     pub systemd_cgroup: bool,
+    /// How guests are run.
+    pub wasm: WasmOptions,
 }
 
 /// Creates the container: afterwards its init process exists and waits to execute its program (OCI runtime spec,
@@ -69,10 +71,12 @@ pub(crate) fn create_with(
     // Each of these undoes itself when dropped, so a failure further down leaves nothing.
     let rootfs = Rootfs::mount(rootfs, bundle.root())?;
     let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
+    // Of a native container too: what is exec'd in it may be a module.
+    let wasm = options.wasm.of(&bundle)?;
     let payload = match entrypoint {
         Entrypoint::Native => Payload::Spec,
         Entrypoint::Wasm { module, path, function } => {
-            wasm::prepare(module, &path, function.as_deref())?.payload(args(bundle.process()))?
+            wasm::prepare(module, &path, function.as_deref(), &wasm)?.payload(args(bundle.process()))?
         }
     };
     let hooks = Hooks::of(&bundle);
@@ -93,7 +97,15 @@ pub(crate) fn create_with(
         hooks.surround_start(&init, &beside)?;
     }
     let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
-    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining, _poststop: poststop })
+    Ok(Container {
+        choice,
+        init: Arc::new(init),
+        cgroup,
+        owns_pid_namespace,
+        joining,
+        wasm: Mutex::new(wasm),
+        _poststop: poststop,
+    })
 }
 
 /// A created container. [`Container::delete`] removes what it has on the host; dropping it kills it and does so too, but
@@ -105,6 +117,8 @@ pub struct Container {
     pub(crate) init: Arc<Process>,
     pub(crate) owns_pid_namespace: bool,
     pub(crate) joining: Joining,
+    /// For what is exec'd.
+    pub(crate) wasm: Mutex<WasmOptions>,
     /// Dropped last.
     pub(crate) _poststop: Poststop,
 }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::PoisonError;
 
 use oci_spec::runtime::Process as ProcessSpec;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -63,7 +64,8 @@ impl Container {
         let payload = match self.entrypoint(&process, root.as_fd())? {
             Entrypoint::Native => Payload::Spec,
             Entrypoint::Wasm { module, path, function } => {
-                wasm::prepare(module, &path, function.as_deref())?.payload(bundle::args(&process))?
+                let options = self.wasm.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                wasm::prepare(module, &path, function.as_deref(), &options)?.payload(bundle::args(&process))?
             }
         };
         let (stdio, console) = match stdio {
@@ -75,7 +77,8 @@ impl Container {
             }
         };
         let init = self.init.exit_fd();
-        let environment = environment(&process, root.as_fd());
+        let for_guest = matches!(payload, Payload::Runner { .. });
+        let environment = environment(&process, root.as_fd(), for_guest);
         drop(root);
         let mut plan = self.joining.compile(&process, &environment, init, &self.cgroup, stdio, payload)?;
         look(&mut plan);

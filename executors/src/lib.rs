@@ -47,3 +47,4 @@ pub use exec::ExecSpec;
 pub use features::features;
 pub use process::{Exit, Process};
 pub use rootfs::RootfsMount;
+pub use wasm::WasmOptions;

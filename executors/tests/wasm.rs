@@ -38,6 +38,18 @@ const TESTS: &[(&str, fn())] = &[
     ("modules_are_refused_in_a_sentence", modules_are_refused_in_a_sentence),
     ("functions_are_called", functions_are_called),
     ("components_run", components_run),
+    ("a_module_is_found_in_the_current_folder", a_module_is_found_in_the_current_folder),
+    ("commands_of_wasi_0_3_run", commands_of_wasi_0_3_run),
+    ("the_newest_entry_point_is_called", the_newest_entry_point_is_called),
+    ("wasi_0_3_can_be_turned_off", wasi_0_3_can_be_turned_off),
+    ("proposals_can_be_turned_on", proposals_can_be_turned_on),
+    ("annotations_are_checked", annotations_are_checked),
+    ("text_and_threads_are_refused_by_name", text_and_threads_are_refused_by_name),
+    ("memory_is_limited_to_the_containers", memory_is_limited_to_the_containers),
+    ("folders_are_given_as_asked", folders_are_given_as_asked),
+    ("a_trap_leaves_a_core_dump", a_trap_leaves_a_core_dump),
+    ("code_has_a_map_for_perf", code_has_a_map_for_perf),
+    ("figures_are_shown_while_it_computes", figures_are_shown_while_it_computes),
     ("signals_end_the_first_process_of_a_namespace", signals_end_the_first_process_of_a_namespace),
     ("a_settled_guest_takes_little_memory", a_settled_guest_takes_little_memory),
     ("too_little_address_space_is_told", too_little_address_space_is_told),
@@ -62,14 +74,37 @@ fn exit(code: i32) -> String {
 
 /// A command component without imports: its run gives ok (0) or err (1).
 fn command(result: i32) -> String {
+    format!("(component {})", run_export("wasi:cli/run@0.2.0", "", &format!("(i32.const {result})")))
+}
+
+/// The parts of a component that export `run` in an interface of that name. `kind` is empty, or `async` for WASI 0.3.
+fn run_export(name: &str, kind: &str, body: &str) -> String {
     format!(
         r#"(component
-            (core module $m (func (export "run") (result i32) (i32.const {result})))
+            (core module $m (func (export "run") (result i32) {body}))
             (core instance $i (instantiate $m))
-            (func $run (result (result)) (canon lift (core func $i "run")))
+            (type $t (func {kind} (result (result))))
+            (func $run (type $t) (canon lift (core func $i "run")))
             (instance $run (export "run" (func $run)))
-            (export "wasi:cli/run@0.2.0" (instance $run)))"#
+            (export "run" (instance $run)))"#
     )
+    .replacen("(component", &format!("(component ${}", identifier(name)), 1)
+        + &format!(
+            r#"(instance ${0}-i (instantiate ${0})) (alias export ${0}-i "run" (instance ${0}-r))
+            (export "{name}" (instance ${0}-r))"#,
+            identifier(name)
+        )
+}
+
+/// A name that can stand behind a `$`.
+fn identifier(name: &str) -> String {
+    name.replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+}
+
+/// A command component of WASI 0.3.
+fn command03(version: &str, result: i32) -> String {
+    let run = run_export(&format!("wasi:cli/run@{version}"), "async", &format!("(i32.const {result})"));
+    format!("(component {run})")
 }
 
 fn wat(text: &str) -> Vec<u8> {
@@ -101,10 +136,20 @@ struct Ended {
 }
 
 fn create_in(bundle: &Path, program: &str, process: &str) -> Result<Run, Error> {
+    create_as(bundle, program, process, ["", ""], &CreateOptions::default())
+}
+
+fn create_as(
+    bundle: &Path,
+    program: &str,
+    process: &str,
+    [more, linux]: [&str; 2],
+    options: &CreateOptions,
+) -> Result<Run, Error> {
     let spec = format!(
         r#"{{"ociVersion": "1.1.0", "root": {{"path": "rootfs"}},
             "process": {{"args": ["{program}"], "cwd": "/", "user": {{"uid": 0, "gid": 0}}, "noNewPrivileges": true {process}}},
-            "linux": {{"namespaces": [{{"type": "pid"}}, {{"type": "mount"}}, {{"type": "ipc"}}, {{"type": "uts"}}]}}}}"#
+            "linux": {{"namespaces": [{{"type": "pid"}}, {{"type": "mount"}}, {{"type": "ipc"}}, {{"type": "uts"}}]{linux}}}{more}}}"#
     );
     std::fs::write(bundle.join("config.json"), spec).unwrap();
     let stderr =
@@ -112,8 +157,13 @@ fn create_in(bundle: &Path, program: &str, process: &str) -> Result<Run, Error> 
     let id = format!("test-{}-{}", std::process::id(), unique());
     let streams = executors::Streams { stderr: Some(stderr.try_clone().unwrap().into()), ..Default::default() };
     let stdio = executors::Stdio::Streams(streams);
-    let container = executors::create(Bundle::open(&id, bundle)?, &[], stdio, &CreateOptions::default())?;
+    let container = executors::create(Bundle::open(&id, bundle)?, &[], stdio, options)?;
     Ok(Run { container, stderr })
+}
+
+/// The same with more members of the spec, and options.
+fn create_with(module: &[u8], more: &str, options: &CreateOptions) -> Result<Run, Error> {
+    create_as(&bundle(module), "/app.wasm", "", [more, ""], options)
 }
 
 /// Makes the container of `module`, whose entrypoint is `/app.wasm` and `function` behind it; `process` is more JSON.
@@ -240,6 +290,218 @@ fn functions_are_called() {
 fn components_run() {
     assert_eq!(run(&wat(&command(0)), "").code, 0);
     assert_eq!(run(&wat(&command(1)), "").code, 1);
+}
+
+fn a_module_is_found_in_the_current_folder() {
+    let bundle = bundle(&wat(&exit(33)));
+    assert_eq!(create_in(&bundle, "app.wasm", "").unwrap().start().end().code, 33);
+    assert_eq!(create_in(&bundle, "app.wasm#_start", "").unwrap().start().end().code, 33);
+}
+
+fn commands_of_wasi_0_3_run() {
+    for version in ["0.3.0", "0.3.7"] {
+        assert_eq!(run(&wat(&command03(version, 0)), "").code, 0);
+        assert_eq!(run(&wat(&command03(version, 1)), "").code, 1);
+    }
+    // Its interfaces were others.
+    let text = refusal(&wat(&command03("0.3.0-rc-2025-09-16", 0)), "");
+    assert!(text.contains("wasi:cli/run@0.3"), "{text}");
+}
+
+fn the_newest_entry_point_is_called() {
+    let (old, new) = ("(i32.const 1)", "(i32.const 0)");
+    let (old, new) = (run_export("wasi:cli/run@0.2.3", "", old), run_export("wasi:cli/run@0.3.0", "async", new));
+    let both = wat(&format!("(component {old} {new})"));
+    assert_eq!(run(&both, "").code, 0);
+    let ended = create_with(&both, "", &options("WasmWasi03", "false")).unwrap().start().end();
+    assert_eq!(ended.code, 1);
+}
+
+fn options(name: &str, value: &str) -> CreateOptions {
+    let mut options = CreateOptions::default();
+    options.wasm.set(name, value).unwrap();
+    options
+}
+
+fn wasi_0_3_can_be_turned_off() {
+    let off = options("WasmWasi03", "false");
+    let import = r#"(component (import "wasi:clocks/types@0.3.0" (instance)) "#.to_owned();
+    let importing = import + &run_export("wasi:cli/run@0.2.0", "", "(i32.const 0)") + ")";
+    for module in [command03("0.3.0", 0), importing] {
+        assert_eq!(run(&wat(&module), "").code, 0);
+        let error = create_with(&wat(&module), "", &off).err().unwrap();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.to_string().contains("WasmWasi03"), "{error}");
+    }
+    assert_eq!(create_with(&wat(&command(0)), "", &off).unwrap().start().end().code, 0);
+}
+
+fn proposals_can_be_turned_on() {
+    let wide = wat(r#"(module (func (export "_start") (local i64 i64)
+        (i64.add128 (i64.const 1) (i64.const 2) (i64.const 3) (i64.const 4)) (local.set 0) (local.set 1)))"#);
+    let text = refusal(&wide, "");
+    assert!(text.contains("wide"), "{text}");
+    let on = options("WasmProposals", "wide-arithmetic");
+    assert_eq!(create_with(&wide, "", &on).unwrap().start().end().code, 0);
+    // Code of another configuration is not found under the same name.
+    refusal(&wide, "");
+    // All there are fit together.
+    let error = options_error("WasmProposals", "warp");
+    let all = error.rsplit("any of ").next().unwrap().trim_end_matches(" expected");
+    assert_eq!(create_with(&wide, "", &options("WasmProposals", all)).unwrap().start().end().code, 0);
+    assert_eq!(create_with(&wat(&command(0)), "", &options("WasmProposals", all)).unwrap().start().end().code, 0);
+}
+
+fn options_error(name: &str, value: &str) -> String {
+    CreateOptions::default().wasm.set(name, value).unwrap_err().to_string()
+}
+
+fn annotations_are_checked() {
+    let with = |name: &str, value: &str| {
+        let more = format!(r#", "annotations": {{"io.containerd.hybrid.wasm.{name}": "{value}"}}"#);
+        create_with(&wat(TRUE), &more, &CreateOptions::default())
+    };
+    for (name, value, expected) in
+        [("network", "all", "HOST:PORT"), ("wasi-0.3", "true", "network"), ("proposals", "gc", "not known")]
+    {
+        let error = with(name, value).err().unwrap();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.to_string().contains(expected) && error.to_string().contains(name), "{error}");
+    }
+    assert_eq!(with("network", "none").unwrap().start().end().code, 0);
+}
+
+fn text_and_threads_are_refused_by_name() {
+    for text in ["(module)", "(component)"] {
+        let text = refusal(text.as_bytes(), "");
+        assert!(text.contains("WebAssembly text"), "{text}");
+    }
+    let threads = r#"(module (import "wasi" "thread-spawn" (func (param i32) (result i32))) (func (export "_start")))"#;
+    let text = refusal(&wat(threads), "");
+    assert!(text.contains("wasi-threads"), "{text}");
+}
+
+fn annotated(annotations: &[(&str, &str)]) -> String {
+    let annotations: Vec<String> =
+        annotations.iter().map(|(name, value)| format!(r#""io.containerd.hybrid.wasm.{name}": "{value}""#)).collect();
+    format!(r#", "annotations": {{{}}}"#, annotations.join(", "))
+}
+
+fn memory_is_limited_to_the_containers() {
+    const LIMIT: &str = r#", "resources": {"memory": {"limit": 33554432}}"#;
+    let within = |module: &str| {
+        let module = bundle(&wat(module));
+        create_as(&module, "/app.wasm", "", ["", LIMIT], &CreateOptions::default()).unwrap().start().end()
+    };
+    // Grows by mebibytes until it can't, and exits with how many there are.
+    let growing = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+        (memory (export "memory") 0)
+        (func (export "_start")
+            (loop (br_if 0 (i32.ne (memory.grow (i32.const 16)) (i32.const -1))))
+            (call $exit (i32.shr_u (memory.size) (i32.const 4)))))"#;
+    assert_eq!(within(growing).code, 27);
+    // And a table with an element of eight bytes; half a mebibyte is left for it.
+    let table = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+        (memory (export "memory") 432) (table $t 0 funcref)
+        (func (export "_start")
+            (if (i32.eq (table.grow $t (ref.null func) (i32.const 50000)) (i32.const -1)) (then (call $exit (i32.const 1))))
+            (call $exit (table.grow $t (ref.null func) (i32.const 50000)))))"#;
+    assert_eq!(within(table).code, 255);
+    let large = within(r#"(module (memory 1024) (func (export "_start")))"#);
+    assert_eq!(large.code, 1);
+    assert!(large.stderr.contains("memory"), "{}", large.stderr);
+    // Without a limit there is none.
+    assert_eq!(run(&wat(r#"(module (memory 1024) (func (export "_start")))"#), "").code, 0);
+}
+
+/// Exits with the number of the error that making the folder `x` in the descriptor gives.
+fn folder_maker(descriptor: u32) -> String {
+    format!(
+        r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (import "wasi_snapshot_preview1" "path_create_directory" (func $make (param i32 i32 i32) (result i32)))
+            (memory (export "memory") 1) (data (i32.const 0) "x")
+            (func (export "_start") (call $exit (call $make (i32.const {descriptor}) (i32.const 0) (i32.const 1)))))"#
+    )
+}
+
+fn folders_are_given_as_asked() {
+    const BAD_DESCRIPTOR: u32 = 8;
+    const MOUNT: &str = r#", "mounts": [{"destination": "/data", "type": "tmpfs", "source": "tmpfs"},
+        {"destination": "/proc", "type": "proc", "source": "proc"}]"#;
+    let make = |preopens: &str, descriptor: u32| {
+        let bundle = bundle(&wat(&folder_maker(descriptor)));
+        let more = annotated(&[("preopens", preopens)]) + MOUNT;
+        let run = create_as(&bundle, "/app.wasm", "", [&more, ""], &CreateOptions::default()).unwrap();
+        (run.start().end(), bundle.join("rootfs"))
+    };
+    let (ended, root) = make("rootfs", 3);
+    assert!(ended.code == 0 && root.join("x").is_dir());
+    assert_eq!(make("rootfs", 4).0.code, BAD_DESCRIPTOR);
+    assert_eq!(make("none", 3).0.code, BAD_DESCRIPTOR);
+    // /data, but not what is the kernel's.
+    assert_eq!((make("mounts", 3).0.code, make("mounts", 4).0.code), (0, BAD_DESCRIPTOR));
+    let (ended, root) = make("/data,/dev", 4);
+    assert!(ended.code == 0 && root.join("dev/x").is_dir());
+    let (ended, root) = make("/dev:ro", 3);
+    assert!(![0, BAD_DESCRIPTOR].contains(&ended.code) && !root.join("dev/x").exists(), "{}", ended.code);
+    let (ended, _) = make("/missing", 3);
+    assert!(ended.code == 1 && ended.stderr.contains("/missing"), "{}", ended.stderr);
+}
+
+fn a_trap_leaves_a_core_dump() {
+    let trap = wat(r#"(module (memory 1) (data (i32.const 8) "remember me") (func (export "_start") unreachable))"#);
+    let bundle = bundle(&trap);
+    let more = annotated(&[("coredump", "/dev")]);
+    let run = create_as(&bundle, "/app.wasm", "", [&more, ""], &CreateOptions::default()).unwrap();
+    let ended = run.start().end();
+    assert_eq!(ended.code, 134);
+    let name = ended.stderr.lines().find_map(|line| line.strip_prefix("core dump: ")).expect(&ended.stderr).to_owned();
+    assert!(name.starts_with("core.app.wasm."), "{name}");
+    let dump = std::fs::read(bundle.join("rootfs/dev").join(name)).unwrap();
+    assert!(dump.starts_with(b"\0asm") && dump.windows(11).any(|bytes| bytes == b"remember me"));
+    for part in ["unreachable", "wasm backtrace"] {
+        assert!(ended.stderr.contains(part), "{}", ended.stderr);
+    }
+}
+
+fn code_has_a_map_for_perf() {
+    let module =
+        wat(r#"(module (func $a_function_with_a_name) (func (export "_start") (call $a_function_with_a_name)))"#);
+    let bundle = bundle(&module);
+    std::fs::create_dir(bundle.join("rootfs/tmp")).unwrap();
+    let more = annotated(&[("perf-map", "true")]);
+    let run = create_as(&bundle, "/app.wasm", "", [&more, ""], &CreateOptions::default()).unwrap();
+    assert_eq!(run.start().end().code, 0);
+    let map = std::fs::read_to_string(bundle.join("rootfs/tmp/perf-1.map")).unwrap();
+    assert!(map.contains("a_function_with_a_name"), "{map}");
+}
+
+fn figures_are_shown_while_it_computes() {
+    use std::net::{TcpListener, TcpStream};
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let more = annotated(&[("metrics-address", &address.to_string())]);
+    let run = create_with(&wat(LOOP), &more, &CreateOptions::default()).unwrap().start();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let text = loop {
+        if let Ok(mut stream) = TcpStream::connect(address) {
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            if text.contains("hybrid_wasm_instances 1\n") {
+                break text;
+            }
+        }
+        assert!(Instant::now() < deadline, "no figures");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    for line in ["HTTP/1.1 200 OK\r\n", "hybrid_wasm_linear_memory_bytes 65536\n", "hybrid_wasm_traps_total 0\n"] {
+        assert!(text.contains(line), "{text}");
+    }
+    // An address in use is said.
+    let again = create_with(&wat(TRUE), &more, &CreateOptions::default()).unwrap().start().end();
+    assert!(again.code == 1 && again.stderr.contains("in use"), "{}", again.stderr);
+    run.container.init().signal(15).unwrap();
+    assert_eq!(run.end().code, 143);
 }
 
 /// Waits until the file of /proc says so.

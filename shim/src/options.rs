@@ -18,7 +18,7 @@ mod table;
 use crate::stdio::Owner;
 use anyhow::{Context, anyhow};
 use containerd_shim_protos::shim::oci;
-use executors::{CreateOptions, Criu, Error, Kind, Result};
+use executors::{CreateOptions, Criu, Error, Kind, Result, WasmOptions};
 
 pub use self::checkpoint::checkpoint;
 use protobuf::well_known_types::any::Any;
@@ -34,7 +34,7 @@ const GENERIC: &str = "runtimeoptions.v1.Options";
 pub struct Options {
     /// `IoUid`, `IoGid`: who shall own the standard streams.
     pub io_owner: Option<Owner>,
-    /// `NoPivotRoot`, `NoNewKeyring`, `SystemdCgroup`.
+    /// `NoPivotRoot`, `NoNewKeyring`, `SystemdCgroup`, and those for WebAssembly.
     pub create: CreateOptions,
     /// `ShimCgroup`: the cgroup that `start` moves the shim into.
     pub shim_cgroup: Option<String>,
@@ -47,6 +47,7 @@ pub struct Options {
 struct Raw {
     runc: oci::Options,
     criu_path: String,
+    wasm: WasmOptions,
 }
 
 /// The options in any of their forms.
@@ -89,10 +90,10 @@ fn decode_runc(value: &[u8]) -> Result<Raw> {
             _ => return Err(unimplemented(format!("the runtime option with the number {number}"))),
         }
     }
-    Ok(Raw { runc, criu_path })
+    Ok(Raw { runc, criu_path, ..Raw::default() })
 }
 
-fn judge(Raw { runc, criu_path }: Raw) -> Result<Options> {
+fn judge(Raw { runc, criu_path, wasm }: Raw) -> Result<Options> {
     if !runc.binary_name.is_empty() {
         let message = format!(
             "the runtime option BinaryName ({:?}) is not implemented: hybrid runs containers itself, without an OCI \
@@ -124,6 +125,7 @@ fn judge(Raw { runc, criu_path }: Raw) -> Result<Options> {
             no_pivot_root: runc.no_pivot_root,
             no_new_keyring: runc.no_new_keyring,
             systemd_cgroup: runc.systemd_cgroup,
+            wasm,
         },
         shim_cgroup: (!runc.shim_cgroup.is_empty()).then_some(runc.shim_cgroup),
         criu: Criu { path: path(criu_path), work_path: path(runc.criu_work_path) },
@@ -184,7 +186,12 @@ mod tests {
         let criu = Criu { path: None, work_path: Some("/work".into()) };
         let expected = Options {
             io_owner: Some(Owner { uid: 7, gid: 0 }),
-            create: CreateOptions { no_pivot_root: true, no_new_keyring: true, systemd_cgroup: true },
+            create: CreateOptions {
+                no_pivot_root: true,
+                no_new_keyring: true,
+                systemd_cgroup: true,
+                ..CreateOptions::default()
+            },
             shim_cgroup: Some("/shims".into()),
             criu,
         };

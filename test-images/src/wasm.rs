@@ -1,10 +1,12 @@
 //! WebAssembly made here without a compiler: the component around a core module, and the small cases in text form.
+use crate::programs;
 use crate::tree::Tree;
 use anyhow::{Context, Result};
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
 };
-use wit_component::ComponentEncoder;
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
 
 /// Wraps a WASI 0.1 command module as a 0.2 command component.
 pub(crate) fn component(core: &[u8]) -> Result<Vec<u8>> {
@@ -18,6 +20,19 @@ pub(crate) fn component(core: &[u8]) -> Result<Vec<u8>> {
         .context("wrapping the core module as a component")
 }
 
+/// Makes a component of a core module that uses the interfaces of `world` in `programs/guests.wit` by itself.
+pub(crate) fn guest(mut core: Vec<u8>, world: &str) -> Result<Vec<u8>> {
+    let mut resolve = Resolve::default();
+    let package = resolve.push_str("guests.wit", include_str!("../programs/guests.wit"))?;
+    let world = resolve.select_world(&[package], Some(world))?;
+    embed_component_metadata(&mut core, &resolve, world, StringEncoding::UTF8, false)?;
+    ComponentEncoder::default()
+        .validate(true)
+        .module(&core)
+        .and_then(|encoder| encoder.encode())
+        .context("making a component of the core module")
+}
+
 const CASES: [(&str, &str); 6] = [
     ("true.wasm", include_str!("../programs/true.wat")),
     ("trap.wasm", include_str!("../programs/trap.wat")),
@@ -27,8 +42,14 @@ const CASES: [(&str, &str); 6] = [
     ("loop.wasm", include_str!("../programs/loop.wat")),
 ];
 
-/// Adds one file for each case to the tree, and `truncated.wasm`, a module that is cut off.
+/// Adds one file for each case to the tree: the guests of WASI 0.2, and `truncated.wasm`, a module that is cut off.
 pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
+    for (name, program, world) in
+        [("service.wasm", programs::SERVICE, "service"), ("network.wasm", programs::NETWORK, "network")]
+    {
+        let guest = program.get().and_then(|core| guest(core, world));
+        tree = tree.file(name, 0o644, guest.with_context(|| format!("building {name}"))?);
+    }
     for (name, text) in CASES {
         let module = wat::parse_str(text).with_context(|| format!("assembling {name}"))?;
         if name == "function.wasm" {

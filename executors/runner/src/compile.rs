@@ -14,7 +14,7 @@ use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::{Engine, ExternType, Module};
 
-use crate::{Facts, World, engine, sys};
+use crate::{Entry, Facts, Imports, World, engine, sys};
 
 /// Memory that compiling may take, in bytes; a module of 50 MB takes about 2 GB.
 const MAX_DATA: u64 = 8 << 30;
@@ -76,7 +76,11 @@ fn confine() -> std::io::Result<()> {
 fn compile() -> wasmtime::Result<String> {
     let mut bytes = Vec::new();
     std::io::stdin().lock().read_to_end(&mut bytes)?;
-    let engine = engine::compiler()?;
+    if bytes.starts_with(b"(mod") || bytes.starts_with(b"(com") {
+        wasmtime::bail!("it is WebAssembly text; assemble it, for instance with `wasm-tools parse`");
+    }
+    let proposals: Vec<String> = std::env::args().skip(1).collect();
+    let engine = engine::compiler(&proposals)?;
     let (facts, code) = if is_component(&bytes) { component(&engine, &bytes)? } else { core(&engine, &bytes)? };
     std::io::stdout().lock().write_all(&code)?;
     std::io::stdout().lock().flush()?;
@@ -95,23 +99,29 @@ fn core(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<(Facts, Vec<u8>)> {
         |ty: &ExternType| matches!(ty, ExternType::Func(f) if f.params().len() == 0 && f.results().len() == 0);
     let functions: Vec<String> =
         module.exports().filter(|export| is_plain(&export.ty())).map(|export| export.name().to_owned()).collect();
-    let command = functions.iter().any(|function| function == "_start");
-    Ok((Facts { world: World::Core, command, functions }, module.serialize()?))
+    let start = functions.iter().any(|function| function == Entry::Start.name()).then_some(Entry::Start);
+    let entries = start.into_iter().collect();
+    Ok((Facts { world: World::Core, entries, functions, imports: Imports::default() }, module.serialize()?))
 }
 
 fn component(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<(Facts, Vec<u8>)> {
     let component = Component::from_binary(engine, bytes).map_err(|e| e.context("it is not a valid component"))?;
-    engine::check_component(engine, &component)?;
     let ty = component.component_type();
-    let mut facts = Facts { world: World::Component, command: false, functions: Vec::new() };
+    let mut imports = Imports::default();
+    for (name, _) in ty.imports(engine) {
+        imports.add(name);
+    }
+    engine::check_component(engine, &component, imports)?;
+    let mut facts = Facts { world: World::Component, entries: Vec::new(), functions: Vec::new(), imports };
     for (name, item) in ty.exports(engine) {
         match item.ty {
-            ComponentItem::ComponentInstance(_) if name.starts_with("wasi:cli/run@0.2.") => facts.command = true,
+            ComponentItem::ComponentInstance(_) => facts.entries.extend(Entry::of_export(name)),
             ComponentItem::ComponentFunc(f) if f.params().len() == 0 && f.results().len() == 0 => {
                 facts.functions.push(name.to_owned());
             }
             _ => {}
         }
     }
+    facts.entries.sort_unstable();
     Ok((facts, component.serialize()?))
 }

@@ -8,22 +8,32 @@
 #![deny(unsafe_code)]
 
 pub mod compile;
+mod component;
+mod core;
 mod engine;
+mod facts;
+mod limits;
+mod metrics;
+pub mod network;
+mod outgoing;
 pub mod pages;
 mod run;
+mod service;
+mod settings;
 mod sys;
+mod trap;
 mod wasi;
 
 use std::process::ExitCode;
 
-use serde::{Deserialize, Serialize};
-
-pub use engine::{CODE, REVISION, WASMTIME};
+pub use engine::{CODE, PROPOSALS, REVISION, WASMTIME};
+pub use facts::{Entry, Facts, Imports, World};
+pub use settings::{Call, Destination, Host, Http, Network, Preopen, RunnerConfig, Settings};
 
 /// `argv[0]` of this binary as the runner. The guest's own arguments follow it.
 pub const RUNNER: &str = "hybrid-wasm";
 
-/// `argv[0]` of this binary as the precompiler.
+/// `argv[0]` of this binary as the precompiler. Names of [`PROPOSALS`] may follow it.
 pub const PRECOMPILER: &str = "hybrid-precompile";
 
 /// The numbers of the descriptors that the runner gets: its [`RunnerConfig`], the folder with its code, the guest's root.
@@ -31,34 +41,15 @@ pub const CONFIG_FD: i32 = 3;
 pub const CODE_FD: i32 = 4;
 pub const ROOT_FD: i32 = 5;
 
-/// The kinds of program that there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum World {
-    /// A core module that imports WASI 0.1.
-    Core,
-    /// A component that imports WASI 0.2.
-    Component,
-}
+/// Where requests are served when nothing is said, as runwasi and `wasmtime serve` have it.
+pub const HTTP_ADDRESS: std::net::SocketAddr =
+    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 8080);
 
-/// What is known of a module after it was compiled.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
-    pub world: World,
-    /// Its usual entry point: exports `_start`, or `wasi:cli/run` of WASI 0.2.
-    pub command: bool,
-    /// Exported functions that take and return nothing, and so can be called by `#function`.
-    pub functions: Vec<String>,
-}
+/// The variable of the container's that names another address, as with runwasi.
+pub const HTTP_VARIABLE: &str = "WASMTIME_HTTP_PROXY_SOCKET_ADDR";
 
-/// What the runner is told, as JSON in a sealed memfd.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct RunnerConfig {
-    /// The module's path in the container, for messages.
-    pub name: String,
-    pub world: World,
-    /// The export to call instead of the usual entry point.
-    pub function: Option<String>,
-}
+/// How long requests are waited for after SIGTERM when nothing is said, in seconds.
+pub const HTTP_DRAIN: u32 = 10;
 
 /// The binary's other lives: if `argv[0]` says that it was executed as the runner or the precompiler, does that and
 /// returns the exit code. To be called first thing in `main`.

@@ -5,23 +5,20 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
 use wasmtime::component::Component;
-use wasmtime::{Engine, Module, Store, Trap};
-use wasmtime_wasi::I32Exit;
-use wasmtime_wasi::p2::bindings::Command;
+use wasmtime::{Config, Engine, Module, ProfilingStrategy, Store};
 
-use crate::{CODE_FD, CONFIG_FD, ROOT_FD, RunnerConfig, World, engine, pages, sys, wasi};
-
-/// Exit code of a guest that trapped.
-const TRAPPED: u8 = 134;
-
-/// Exit code for everything else that went wrong.
-const FAILED: u8 = 1;
+use crate::limits::{Budget, Limits};
+use crate::metrics::Metrics;
+use crate::settings::Call;
+use crate::trap::{self, Traps};
+use crate::wasi::{Source, in_folder, open_inside};
+use crate::{CODE_FD, CONFIG_FD, Entry, ROOT_FD, RunnerConfig, component, core, engine, pages, service, sys};
 
 /// Signals that end a process by default and that people and programs send for it. A guest can't handle signals, and the
 /// first process of a pid namespace gets none that it has no handler for (pid_namespaces(7)): so the runner takes them.
@@ -39,18 +36,27 @@ pub(crate) fn main() -> ExitCode {
         Ok(inherited) => inherited,
         Err(e) => {
             eprintln!("hybrid: the WebAssembly runner is not meant to be executed by hand: {e}");
-            return ExitCode::from(FAILED);
+            return ExitCode::from(trap::FAILED);
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-    let result = match runtime {
+    let result = match runtime(&config) {
         Ok(runtime) => runtime.block_on(run(&config, code, root)),
         Err(e) => Err(e.into()),
     };
-    ExitCode::from(match result {
-        Ok(code) => code,
-        Err(e) => report(&config, &e),
-    })
+    ExitCode::from(result.unwrap_or_else(|e| {
+        trap::say(&config.name, &e);
+        trap::FAILED
+    }))
+}
+
+/// As little as the guest needs: most need neither threads nor what waits for sockets.
+fn runtime(config: &RunnerConfig) -> std::io::Result<tokio::runtime::Runtime> {
+    match &config.call {
+        // As many threads as there are processors for the container.
+        Call::Entry(entry) if entry.serves() => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+        _ if config.imports.needs_network() => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        _ => tokio::runtime::Builder::new_current_thread().enable_time().build(),
+    }
 }
 
 /// Takes the descriptors that the shim passed.
@@ -61,51 +67,67 @@ fn inherited() -> std::io::Result<(RunnerConfig, OwnedFd, OwnedFd)> {
     Ok((serde_json::from_slice(&json)?, code, root))
 }
 
-/// The exit code for an error that is not one of ours, and the words for it on stderr.
-fn report(config: &RunnerConfig, error: &wasmtime::Error) -> u8 {
-    if let Some(I32Exit(code)) = error.downcast_ref() {
-        return (*code & 0xff) as u8;
-    }
-    eprintln!("Error: failed to run {}\n\nCaused by:\n    {error:?}", config.name);
-    let limit = rustix::process::getrlimit(rustix::process::Resource::As);
-    if let (false, Some(limit)) = (error.is::<Trap>(), limit.current) {
-        eprintln!(
-            "\nRLIMIT_AS is {limit} bytes; a memory of WebAssembly takes 4 GiB of addresses, however small it is"
-        );
-    }
-    if error.is::<Trap>() { TRAPPED } else { FAILED }
-}
-
 async fn run(config: &RunnerConfig, code: OwnedFd, root: OwnedFd) -> wasmtime::Result<u8> {
-    let engine = engine::runtime()?;
-    let function = config.function.as_deref();
-    match config.world {
-        World::Core => {
-            let module = in_folder(&code, |path| load_module(&engine, &path.join(engine::CODE)))?;
-            let state = in_folder(&root, wasi::core_state)?;
-            drop((code, root));
-            run_core(&engine, &module, state, function).await
-        }
-        World::Component => {
-            let component = in_folder(&code, |path| load_component(&engine, &path.join(engine::CODE)))?;
-            let cwd = std::env::current_dir()?;
-            let state = in_folder(&root, |path| wasi::component_state(path, &cwd))?;
-            drop((code, root));
-            run_component(&engine, &component, state, function).await
-        }
+    let settings = &config.settings;
+    let metrics = Arc::new(Metrics::default());
+    if let Some(address) = settings.metrics {
+        metrics.serve(address).map_err(|e| wasmtime::format_err!("show metrics on {address}: {e}"))?;
     }
+    let dumps = settings.coredump.as_deref().map(|path| open_inside(&root, path)).transpose()?;
+    let adapt = |wasmtime: &mut Config| {
+        wasmtime.coredump_on_trap(dumps.is_some());
+        if settings.perf_map {
+            wasmtime.profiler(ProfilingStrategy::PerfMap);
+        }
+    };
+    let engine = engine::runtime(&settings.proposals, adapt)?;
+    let budget = Budget::new(settings.memory, metrics.clone());
+    let folders = if config.needs_folders() { settings.preopens.as_slice() } else { &[] };
+    let source = Source::new(&root, folders, settings)?;
+    // Nothing of the container stays open but what the guest is given.
+    drop(root);
+    let function = match &config.call {
+        Call::Entry(Entry::Start) => None,
+        Call::CoreFunction(function) => Some(function.as_str()),
+        Call::Entry(entry) if entry.serves() => {
+            // A component that doesn't fit into a pool is served without one.
+            let pooled = engine::runtime(&settings.proposals, |wasmtime| {
+                adapt(wasmtime);
+                service::pooling(wasmtime);
+            });
+            let pooled = pooled.and_then(|engine| Ok((load(&code, |path| load_component(&engine, path))?, engine)));
+            let (component, engine) = match pooled {
+                Ok(pooled) => pooled,
+                Err(_) => (load(&code, |path| load_component(&engine, path))?, engine),
+            };
+            drop(code);
+            let traps = Traps { name: config.name.clone(), dumps, metrics };
+            return service::run(&engine, &component, config, *entry, source, budget, traps).await;
+        }
+        Call::Entry(_) | Call::ComponentFunction(_) => {
+            let component = load(&code, |path| load_component(&engine, path))?;
+            let state = component::State::new(source.context()?.build(), source.policy.clone(), Limits::new(&budget));
+            drop((code, source));
+            let mut store = Store::new(&engine, state);
+            store.limiter(|state| &mut state.limits);
+            let result = component::run(&engine, &mut store, &component, config).await;
+            let traps = Traps { name: config.name.clone(), dumps, metrics };
+            return Ok(result.unwrap_or_else(|e| traps.tell(&mut store, &e)));
+        }
+    };
+    let module = load(&code, |path| load_module(&engine, path))?;
+    let (wasi, preopens) = (source.context()?.build_p1(), source.preopens());
+    drop((code, source));
+    let mut store = Store::new(&engine, core::State { wasi, preopens, limits: Limits::new(&budget) });
+    store.limiter(|state| &mut state.limits);
+    let result = core::run(&mut store, &module, function).await;
+    let traps = Traps { name: config.name.clone(), dumps, metrics };
+    Ok(result.map_or_else(|e| traps.tell(&mut store, &e), |()| 0))
 }
 
-/// Calls `open` while a folder is the current one, with the path by which it is found then: `.`.
-///
-/// So code is mapped and folders are opened by names that need no /proc in the container and that the container's user may
-/// use; afterwards nothing of the folder stays reachable.
-fn in_folder<T>(folder: &OwnedFd, open: impl FnOnce(&Path) -> wasmtime::Result<T>) -> wasmtime::Result<T> {
-    let here = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::process::fchdir(folder.as_fd())?;
-    let opened = open(Path::new("."));
-    rustix::process::fchdir(here.as_fd())?;
-    opened
+/// Loads what is in the folder of precompiled code.
+fn load<T>(code: &OwnedFd, load: impl FnOnce(&Path) -> wasmtime::Result<T>) -> wasmtime::Result<T> {
+    in_folder(code, |path| load(&path.join(engine::CODE)))
 }
 
 #[allow(unsafe_code, reason = "precompiled code can only be loaded so")]
@@ -119,44 +141,4 @@ fn load_module(engine: &Engine, path: &Path) -> wasmtime::Result<Module> {
 fn load_component(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
     // SAFETY: as in load_module.
     unsafe { Component::deserialize_file(engine, path) }
-}
-
-async fn run_core(
-    engine: &Engine,
-    module: &Module,
-    state: wasi::CoreState,
-    function: Option<&str>,
-) -> wasmtime::Result<u8> {
-    let linker = engine::core_linker(engine)?;
-    let mut store = Store::new(engine, state);
-    let instance = linker.instantiate_async(&mut store, module).await?;
-    if function.is_some()
-        && let Ok(initialize) = instance.get_typed_func::<(), ()>(&mut store, "_initialize")
-    {
-        // A reactor's constructors run before its exports are called (WASI 0.1 application ABI).
-        initialize.call_async(&mut store, ()).await?;
-    }
-    let entry = instance.get_typed_func::<(), ()>(&mut store, function.unwrap_or("_start"))?;
-    entry.call_async(&mut store, ()).await?;
-    Ok(0)
-}
-
-async fn run_component(
-    engine: &Engine,
-    component: &Component,
-    state: wasi::ComponentState,
-    function: Option<&str>,
-) -> wasmtime::Result<u8> {
-    let linker = engine::component_linker(engine)?;
-    let mut store = Store::new(engine, state);
-    if let Some(function) = function {
-        let instance = linker.instantiate_async(&mut store, component).await?;
-        let entry = instance.get_typed_func::<(), ()>(&mut store, function)?;
-        entry.call_async(&mut store, ()).await?;
-        return Ok(0);
-    }
-    let command = Command::instantiate_async(&mut store, component, &linker).await?;
-    // The guest's own failure has no number in WASI 0.2.
-    let result = command.wasi_cli_run().call_run(&mut store).await?;
-    Ok(u8::from(result.is_err()))
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{FileType, Mode, OFlags, Uid, fstat};
@@ -27,7 +27,7 @@ use crate::native::resolve::{self, Make};
 use crate::native::seccomp::Filter;
 use crate::process::Process;
 use crate::rootfs::{Attached, Rootfs, RootfsMount};
-use crate::{Kind, sys};
+use crate::{Kind, WasmOptions, sys};
 
 /// A container that is there but for its processes: they come from a checkpoint when it is started. Until then its rootfs is
 /// mounted in the bundle, as clients bring its files to the state of the checkpoint there. Dropping it removes all of it.
@@ -37,6 +37,7 @@ pub struct Restorable {
     cgroup: Cgroup,
     rootfs: Attached,
     joining: Joining,
+    wasm: WasmOptions,
     images: PathBuf,
     streams: Streams,
     criu: Criu,
@@ -87,9 +88,10 @@ impl Restorable {
         }
         let filter = Filter::of(&bundle)?;
         let joining = Joining::new(&bundle, None, filter, None, options)?.of_restored();
+        let wasm = options.wasm.of(&bundle)?;
         let rootfs = rootfs.attach(bundle.path().join("rootfs"))?;
         let (images, criu) = (images.to_owned(), criu.clone());
-        Ok(Restorable { choice, bundle, cgroup, rootfs, joining, images, streams, criu, program })
+        Ok(Restorable { choice, bundle, cgroup, rootfs, joining, wasm, images, streams, criu, program })
     }
 
     /// The executor that was picked, and why.
@@ -108,7 +110,7 @@ impl Restorable {
     /// What criu says. Nothing is left behind.
     pub fn restore(self, stdio: Stdio) -> Result<Container> {
         let owns_pid_namespace = self.owns_pid_namespace();
-        let Restorable { choice, bundle, cgroup, rootfs, joining, images, streams, criu, program } = self;
+        let Restorable { choice, bundle, cgroup, rootfs, joining, wasm, images, streams, criu, program } = self;
         let mut request = Request::new(RESTORE, &images, &criu, bundle.path())?;
         request
             .options
@@ -150,6 +152,7 @@ impl Restorable {
             cgroup,
             owns_pid_namespace,
             joining,
+            wasm: Mutex::new(wasm),
             _poststop: Poststop::new(None),
         })
     }

@@ -11,10 +11,11 @@ use crate::bundle::{args, variable};
 use crate::error::{Result, bail};
 use crate::rootfs::open_inside;
 
-/// The spec's environment. HOME is added from /etc/passwd below `root` where the spec has none, as runc and crun do.
-pub(crate) fn environment(process: &Process, root: BorrowedFd<'_>) -> Vec<String> {
+/// The spec's environment. HOME is added from /etc/passwd below `root` where the spec has none, as runc and crun do; but
+/// not for a guest, which has what its spec says and no more, as with Wasmtime and runwasi.
+pub(crate) fn environment(process: &Process, root: BorrowedFd<'_>, for_guest: bool) -> Vec<String> {
     let mut environment = process.env().clone().unwrap_or_default();
-    if variable(process, "HOME").is_none() {
+    if !for_guest && variable(process, "HOME").is_none() {
         let home = home(root, process.user().uid()).unwrap_or_else(|| "/".to_owned());
         environment.push(format!("HOME={home}"));
     }

@@ -65,7 +65,8 @@ pub(crate) fn compile(
     options: &CreateOptions,
 ) -> Result<Compiled> {
     let process = bundle.process();
-    let environment = environment(process, rootfs.tree());
+    let for_guest = matches!(payload, Payload::Runner { .. });
+    let environment = environment(process, rootfs.tree(), for_guest);
     let mut steps = Vec::new();
     let mappings = IdMappings::of(bundle)?;
     steps.extend(join_cgroup(cgroup, resctrl)?);
@@ -86,7 +87,6 @@ pub(crate) fn compile(
         steps.push(Step::Unshare(libc::CLONE_NEWCGROUP, "cgroup"));
     }
     steps.push(Step::Umask(0));
-    let for_guest = matches!(payload, Payload::Runner { .. });
     if options.no_pivot_root {
         // Before the container has mounts, which this must not change.
         steps.push(move_root::isolate());
@@ -136,7 +136,7 @@ pub(crate) fn compile_without_host(bundle: &Bundle) -> Result<Plan> {
     crate::console::size(process)?;
     steps.extend(scheduling::of_process(process)?);
     steps.extend(scheduling::of_container(bundle.linux())?.steps());
-    let filter = Filter::of(bundle)?;
+    let filter = bundle.linux().seccomp().as_ref().map(Filter::without_agent).transpose()?;
     user::compile(process, mapped, filter.as_ref(), Step::Session, &mut steps)?;
     let environment = process.env().clone().unwrap_or_default();
     program(process, Payload::Spec, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)

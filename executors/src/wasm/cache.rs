@@ -41,10 +41,11 @@ struct About {
     length: u64,
 }
 
-/// The entry for a module; compiled now if it isn't there. Of several callers at once one compiles, the others wait.
-pub(super) fn get(mut module: File) -> Result<Entry> {
+/// The entry for a module with these proposals; compiled now if it isn't there. Of several callers at once one compiles, the
+/// others wait.
+pub(super) fn get(mut module: File, proposals: &[String]) -> Result<Entry> {
     let folder = std::env::var_os(FOLDER_VARIABLE).map_or_else(|| PathBuf::from(FOLDER), PathBuf::from);
-    let key = key(&mut module, &mut std::io::sink())?;
+    let key = key(&mut module, &mut std::io::sink(), proposals)?;
     let path = folder.join(&key);
     if let Some(entry) = open(&path) {
         return Ok(entry);
@@ -52,13 +53,13 @@ pub(super) fn get(mut module: File) -> Result<Entry> {
     make_folder(&folder)?;
     // What is compiled has to be what the key is made of, however the file changes meanwhile: else whoever can write to one
     // container's module could put code of their own under the key of another's.
-    let (module, key) = sealed_copy(&mut module)?;
+    let (module, key) = sealed_copy(&mut module, proposals)?;
     let path = folder.join(&key);
     let lock_path = folder.join(format!("{key}.lock"));
     let lock = lock(&lock_path)?;
     let entry = match open(&path) {
         Some(entry) => Ok(entry),
-        None => compile(module, &folder, &key),
+        None => compile(module, &folder, &key, proposals),
     };
     // Whoever waits for the lock looks for the entry first, so the file may go while it is locked.
     let _ = std::fs::remove_file(&lock_path);
@@ -82,7 +83,7 @@ fn open(path: &Path) -> Option<Entry> {
 }
 
 /// Names the code of a module: its digest and everything that decides whether compiled code fits this host and binary.
-fn key(module: &mut File, copy: &mut dyn Write) -> Result<String> {
+fn key(module: &mut File, copy: &mut dyn Write, proposals: &[String]) -> Result<String> {
     let what = || "read it";
     let mut digest = Sha256::new();
     let mut buffer = vec![0; 64 << 10];
@@ -102,16 +103,16 @@ fn key(module: &mut File, copy: &mut dyn Write) -> Result<String> {
     let binary = std::fs::metadata("/proc/self/exe").or_kind(Kind::Internal, || "stat /proc/self/exe")?;
     let build = (binary.dev(), binary.ino(), binary.size(), binary.mtime(), binary.mtime_nsec());
     let mut engine = Sha256::new();
-    engine.update(format!("{} {} {build:?} {:?}", runner::WASMTIME, runner::REVISION, processor()));
+    engine.update(format!("{} {} {build:?} {:?} {proposals:?}", runner::WASMTIME, runner::REVISION, processor()));
     Ok(format!("{}-{}", hex(&digest.finalize()), &hex(&engine.finalize())[..16]))
 }
 
 /// A copy of the module that nobody can change any more (memfd_create(2), "File sealing"), and its key.
-fn sealed_copy(module: &mut File) -> Result<(OwnedFd, String)> {
+fn sealed_copy(module: &mut File, proposals: &[String]) -> Result<(OwnedFd, String)> {
     let what = || "copy it";
     let memory = rustix::fs::memfd_create("hybrid-module", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
     let mut copy = File::from(memory.or_kind(Kind::Unavailable, what)?);
-    let key = key(module, &mut copy)?;
+    let key = key(module, &mut copy, proposals)?;
     copy.rewind().or_kind(Kind::Internal, what)?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_add_seals(&copy, seals).or_kind(Kind::Internal, what)?;
@@ -170,11 +171,11 @@ fn lock(path: &Path) -> Result<File> {
     }
 }
 
-fn compile(module: OwnedFd, folder: &Path, key: &str) -> Result<Entry> {
+fn compile(module: OwnedFd, folder: &Path, key: &str, proposals: &[String]) -> Result<Entry> {
     let temporary = folder.join(format!("{key}.{}", std::process::id()));
     // Left by a process of the same pid that was killed.
     remove(&temporary)?;
-    let made = fill(module, &temporary).and_then(|()| {
+    let made = fill(module, &temporary, proposals).and_then(|()| {
         let path = folder.join(key);
         // What is there can't be used: see open.
         remove(&path)?;
@@ -192,13 +193,13 @@ fn compile(module: OwnedFd, folder: &Path, key: &str) -> Result<Entry> {
     }
 }
 
-fn fill(module: OwnedFd, folder: &Path) -> Result<()> {
+fn fill(module: OwnedFd, folder: &Path, proposals: &[String]) -> Result<()> {
     let what = || format!("write {}", folder.display());
     let create = |name| OpenOptions::new().create_new(true).write(true).mode(0o644).open(folder.join(name));
     DirBuilder::new().mode(0o755).create(folder).or_kind(Kind::Internal, what)?;
     let code = create(CODE).or_kind(Kind::Internal, what)?;
     let written = code.try_clone().or_kind(Kind::Internal, what)?;
-    let facts = precompile::precompile(module, code, folder)?;
+    let facts = precompile::precompile(module, code, folder, proposals)?;
     // Otherwise the names could be on the disk before the bytes are: rename(2) promises nothing about a crash.
     written.sync_data().or_kind(Kind::Unavailable, what)?;
     let length = written.metadata().or_kind(Kind::Internal, what)?.len();

@@ -8,14 +8,16 @@
 //! The server never initialises Wasmtime: hostile bytes are parsed in the precompiler, hostile code runs in the container.
 
 mod cache;
+mod options;
 mod precompile;
 
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
+pub use self::options::WasmOptions;
 pub use runner::entry;
-use runner::{RUNNER, RunnerConfig, World};
+use runner::{Call, Entry, Facts, RUNNER, RunnerConfig, World};
 
 use crate::error::{OrKind, Result, bail};
 use crate::native::options::Recursive;
@@ -24,9 +26,10 @@ use crate::rootfs::clone_tree;
 use crate::sys::{self, MountAttr};
 use crate::{Kind, host};
 
-/// Whether a file that begins with these bytes is a module or component (WebAssembly core specification, 5.5.16).
+/// Whether a file that begins with these four bytes is a module or component (WebAssembly core specification, 5.5.16), or
+/// one in text form: no program begins so, and it shall be refused by what it is.
 pub(crate) fn is_wasm(magic: &[u8]) -> bool {
-    magic.starts_with(b"\0asm")
+    [b"\0asm", b"(mod", b"(com"].iter().any(|start| magic.starts_with(*start))
 }
 
 /// Splits `module.wasm#function` into the file and the export to call.
@@ -60,26 +63,43 @@ impl Runner {
 ///
 /// # Errors
 /// InvalidArgument, in one sentence, for a module that can't run: not valid, no entry point, an import we lack.
-pub(crate) fn prepare(module: File, name: &str, function: Option<&str>) -> Result<Runner> {
+pub(crate) fn prepare(module: File, name: &str, function: Option<&str>, options: &WasmOptions) -> Result<Runner> {
     let what = || format!("module {name}");
-    let entry = cache::get(module).map_err(|e| e.context(what()))?;
-    let facts = &entry.facts;
-    match function {
-        Some(function) if !facts.functions.iter().any(|export| export == function) => {
-            bail!(InvalidArgument, "{}: no function {function:?} without parameters and results is exported", what());
-        }
-        None if !facts.command => {
-            let wanted = match facts.world {
-                World::Core => "_start",
-                World::Component => "wasi:cli/run@0.2",
-            };
-            bail!(InvalidArgument, "{}: no entry point: it does not export {wanted}", what());
-        }
-        _ => {}
-    }
-    let config = RunnerConfig { name: name.to_owned(), world: facts.world, function: function.map(str::to_owned) };
+    let entry = cache::get(module, &options.settings.proposals).map_err(|e| e.context(what()))?;
+    let call = call(&entry.facts, function, options).map_err(|e| e.context(what()))?;
+    let (imports, settings) = (entry.facts.imports, options.settings.clone());
+    let config = RunnerConfig { name: name.to_owned(), call, imports, settings };
     let code = read_only_copy(&entry.folder).map_err(|e| e.context(what()))?;
     Ok(Runner { program: own_binary()?, pass: vec![sealed(&config)?, code] })
+}
+
+/// What is called of a module: the function that is asked for, or its first usual entry point.
+fn call(facts: &Facts, function: Option<&str>, options: &WasmOptions) -> Result<Call> {
+    const OFF: &str = "WASI 0.3 is turned off (the runtime option WasmWasi03)";
+    if facts.imports.wasi03 && !options.wasi03 {
+        bail!(InvalidArgument, "it imports WASI 0.3: {OFF}");
+    }
+    if let Some(function) = function {
+        if !facts.functions.iter().any(|export| export == function) {
+            bail!(InvalidArgument, "no function {function:?} without parameters and results is exported");
+        }
+        let function = function.to_owned();
+        return Ok(match facts.world {
+            World::Core => Call::CoreFunction(function),
+            World::Component => Call::ComponentFunction(function),
+        });
+    }
+    if let Some(entry) = facts.entries.iter().find(|entry| options.wasi03 || !entry.is_wasi03()) {
+        return Ok(Call::Entry(*entry));
+    }
+    match (facts.world, facts.entries.first()) {
+        (_, Some(entry)) => bail!(InvalidArgument, "it exports {} only: {OFF}", entry.name()),
+        (World::Core, None) => bail!(InvalidArgument, "no entry point: it does not export {}", Entry::Start.name()),
+        (World::Component, None) => {
+            let wanted = [Entry::Handler03, Entry::Handler02, Entry::Run03, Entry::Run02].map(Entry::name);
+            bail!(InvalidArgument, "no entry point: it exports none of {}", wanted.join(", "))
+        }
+    }
 }
 
 /// A detached read-only mount of a file or folder. Unlike a plain descriptor of a folder it has no `..` to leave by.

@@ -23,7 +23,7 @@ const MAX_REASON: usize = 1024;
 ///
 /// # Errors
 /// InvalidArgument with the reason when the module can't be run or takes too much to compile.
-pub(super) fn precompile(module: OwnedFd, code: File, folder: &Path) -> Result<Facts> {
+pub(super) fn precompile(module: OwnedFd, code: File, folder: &Path, proposals: &[String]) -> Result<Facts> {
     let failed = || "run the precompiler";
     // A file, as a process gone bad could fill a pipe for ever, or our memory behind it.
     let answer_path = folder.join("answer");
@@ -37,6 +37,7 @@ pub(super) fn precompile(module: OwnedFd, code: File, folder: &Path) -> Result<F
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0(PRECOMPILER)
+        .args(proposals)
         .env_clear()
         .current_dir(folder)
         .stdin(module)

@@ -3,7 +3,7 @@
 
 use super::{Raw, generic, invalid};
 use anyhow::anyhow;
-use executors::{Error, Result};
+use executors::{Error, Result, WasmOptions};
 use toml::de::{DeTable, DeValue};
 
 /// Sets an option from its value; the error says what the value should be.
@@ -48,10 +48,18 @@ pub(super) fn parse(text: &str) -> Result<Raw> {
                 return Err(invalid(anyhow!("ConfigPath must not be in the configuration itself")));
             }
             ("TypeUrl" | "ConfigPath", value) => return Err(wrong(key, value, "string")),
+            _ if WasmOptions::names().any(|name| name == key) => {
+                let value = match value {
+                    DeValue::Boolean(flag) => flag.to_string(),
+                    value => value.as_str().ok_or_else(|| wrong(key, value, "string or boolean"))?.to_owned(),
+                };
+                raw.wasm.set(key, &value)?;
+                continue;
+            }
             _ => KEYS.iter().find(|(name, _)| *name == key).map(|(_, set)| set),
         };
         let Some(set) = set else {
-            let known: Vec<&str> = KEYS.iter().map(|(name, _)| *name).collect();
+            let known: Vec<&str> = KEYS.iter().map(|(name, _)| *name).chain(WasmOptions::names()).collect();
             return Err(invalid(anyhow!("unknown option {key:?}; known: {}", known.join(", "))));
         };
         set(&mut raw, value).map_err(|wanted| wrong(key, value, wanted))?;
@@ -120,6 +128,18 @@ mod tests {
         assert_eq!((runc.shim_cgroup.as_str(), runc.root.as_str()), ("/shims", "/run/r"));
         assert_eq!((runc.criu_image_path.as_str(), runc.criu_work_path.as_str()), ("/i", "/w"));
         assert_eq!((raw.criu_path.as_str(), runc.task_api_address.as_str()), ("/c", "ttrpc+unix:///a"));
+    }
+
+    #[test]
+    fn options_of_webassembly_are_texts_or_flags() {
+        let raw = parse("WasmNetwork = \"none\"\nWasmWasi03 = false").unwrap();
+        let mut expected = WasmOptions::default();
+        expected.set("WasmNetwork", "none").unwrap();
+        expected.set("WasmWasi03", "false").unwrap();
+        assert_eq!(raw.wasm, expected);
+        assert_eq!(error("WasmWasi03 = 1"), "WasmWasi03: integer given, string or boolean expected");
+        assert!(error("WasmNetwork = \"all\"").contains("WasmNetwork: \"all\" given"));
+        assert!(error("WasmNoise = true").contains("WasmNetwork"));
     }
 
     #[test]

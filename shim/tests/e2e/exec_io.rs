@@ -1,5 +1,5 @@
 //! The standard streams of exec'd processes.
-use crate::harness::{Case, Test};
+use crate::harness::{Case, Test, limit};
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
 
@@ -94,7 +94,7 @@ fn background(test: &Test) -> Result<()> {
     ensure!(exec.wait().context("Wait")?.exit_status == 0, "exit status");
     let before = Instant::now();
     exec.delete().context("Delete")?;
-    ensure!(before.elapsed() < Duration::from_secs(15), "Delete took {:?}", before.elapsed());
+    ensure!(before.elapsed() < limit(Duration::from_secs(15)), "Delete took {:?}", before.elapsed());
     let fifos = exec.fifos.as_ref().context("it has streams")?;
     fifos.to_end().context("the client still waits")?;
     ensure!(task.pids().context("Pids")?.processes.len() == 2, "the child is gone");

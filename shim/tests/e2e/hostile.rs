@@ -1,7 +1,7 @@
 //! Clients that break the protocol or go away: the server lives on, answers the others, and keeps nothing of them.
 use crate::harness::direct::Server;
 use crate::harness::task::Task;
-use crate::harness::{Case, PATIENCE, Runtime, Test};
+use crate::harness::{Case, PATIENCE, Runtime, Test, limit};
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::{CreateTaskRequest, StateRequest, Status, WaitRequest};
 use protobuf::Message;
@@ -104,7 +104,7 @@ pub const CASES: &[Case] = &[
             slow.write_all(&frame(1, REQUEST, &state(server)?)[..12]).context("sending")?;
             let before = Instant::now();
             server.state().context("State")?;
-            ensure!(before.elapsed() < Duration::from_secs(2), "State took {:?}", before.elapsed());
+            ensure!(before.elapsed() < limit(Duration::from_secs(2)), "State took {:?}", before.elapsed());
             Ok(())
         })
     }),
@@ -121,7 +121,7 @@ pub const CASES: &[Case] = &[
             }
             let before = Instant::now();
             server.state().context("State")?;
-            ensure!(before.elapsed() < Duration::from_secs(2), "State took {:?}", before.elapsed());
+            ensure!(before.elapsed() < limit(Duration::from_secs(2)), "State took {:?}", before.elapsed());
             Ok(())
         })
     }),

@@ -2,7 +2,7 @@
 use crate::exec::shared_pids;
 use crate::harness::fifos::{self, Fifos};
 use crate::harness::leaks::Process;
-use crate::harness::{Case, Runtime, Test};
+use crate::harness::{Case, Runtime, Test, limit};
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::Status;
 use rustix::fs::OFlags;
@@ -42,7 +42,7 @@ pub const CASES: &[Case] = &[
         ensure!(task.wait().context("Wait")?.exit_status == 0, "exit status");
         let before = Instant::now();
         task.end()?;
-        ensure!(before.elapsed() < Duration::from_secs(15), "Delete took {:?}", before.elapsed());
+        ensure!(before.elapsed() < limit(Duration::from_secs(15)), "Delete took {:?}", before.elapsed());
         std::fs::remove_dir_all(&folder).context("removing the fifos")
     })
     .all(),
@@ -90,8 +90,8 @@ pub const CASES: &[Case] = &[
         let before = Instant::now();
         task.end()?;
         // runc's shim forgets those of an init that ends at once, until Delete.
-        let limit = if test.runtime() == Runtime::Runc { 15 } else { 5 };
-        ensure!(before.elapsed() < Duration::from_secs(limit), "Delete took {:?}", before.elapsed());
+        let seconds = if test.runtime() == Runtime::Runc { 15 } else { 5 };
+        ensure!(before.elapsed() < limit(Duration::from_secs(seconds)), "Delete took {:?}", before.elapsed());
         io.to_end().map(drop)
     }),
     Case::new("one_fifo_for_both", |test| {
@@ -214,7 +214,7 @@ fn gigabyte(test: &Test) -> Result<()> {
     }
     let spent = Process::cpu_time(shim)? - before;
     ensure!(came == BYTES, "{came} bytes");
-    ensure!(test.runtime() == Runtime::Runc || spent < Duration::from_millis(300), "the shim took {spent:?}");
+    ensure!(test.runtime() == Runtime::Runc || spent < limit(Duration::from_millis(300)), "the shim took {spent:?}");
     ensure!(task.wait().context("Wait")?.exit_status == 0, "exit status");
     task.end()?;
     std::fs::remove_dir_all(&folder).context("removing the fifos")

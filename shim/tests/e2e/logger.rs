@@ -1,7 +1,7 @@
 //! Log drivers (`binary://`), and terminals whose output goes to one or to a file.
 use crate::harness::direct::Server;
 use crate::harness::leaks::Process;
-use crate::harness::{Case, NAMESPACE, PATIENCE, Test};
+use crate::harness::{Case, NAMESPACE, PATIENCE, Test, limit};
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::Status;
 use serde_json::json;
@@ -109,7 +109,7 @@ pub const CASES: &[Case] = &[
         let log = Log::new(test)?.ready("never");
         let before = Instant::now();
         refused(test, &log.uri("binary"), &["logger"])?;
-        ensure!(before.elapsed() < Duration::from_secs(40), "it took {:?}", before.elapsed());
+        ensure!(before.elapsed() < limit(Duration::from_secs(40)), "it took {:?}", before.elapsed());
         log.ended()?;
         log.remove()
     })
@@ -128,7 +128,7 @@ pub const CASES: &[Case] = &[
         ensure!(task.wait().context("Wait")?.exit_status == 33, "its logger's end was its own");
         let before = Instant::now();
         task.end()?;
-        ensure!(before.elapsed() < Duration::from_secs(15), "Delete took {:?}", before.elapsed());
+        ensure!(before.elapsed() < limit(Duration::from_secs(15)), "Delete took {:?}", before.elapsed());
         log.remove()
     }),
     Case::new("outlives_no_container", |test| {

@@ -8,6 +8,7 @@
 //! - `HYBRID_SHIM`: another binary than the one cargo has just built.
 //! - `HYBRID_SYSTEMD`: anything runs the tests of the systemd cgroup driver, and no others, on the host itself, whose process
 //!   1 has to be systemd; without it they are skipped.
+//! - `HYBRID_TESTS`: parts of names, separated by spaces: only tests with one of them, for more than one `FILTER`.
 //! - `HYBRID_SAVE_PROGRAMS`: a folder into which what the test images take is compiled, and no test is run: for a machine
 //!   without compilers, where `HYBRID_PROGRAMS` names it (`scripts/test-node`).
 #![forbid(unsafe_code)]
@@ -56,6 +57,8 @@ mod telemetry;
 mod terminal;
 mod user_namespace;
 mod wasm;
+mod wasm_network;
+mod wasm_service;
 
 use anyhow::Result;
 use harness::case::Body;
@@ -97,6 +100,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("user_namespace", user_namespace::CASES),
     ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
+    ("wasm_network", wasm_network::CASES),
+    ("wasm_service", wasm_service::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
     ("table", table::CASES),

@@ -148,7 +148,8 @@ pub const CASES: &[Case] = &[
         let slice = format!("{}.slice", test.id.replace('-', "_"));
         systemctl(&["start", &slice])?;
         systemctl(&["freeze", &slice])?;
-        let refused = refusal(test, unit(test, &slice, &["pause"])?);
+        let state = systemctl(&["show", "--property=FreezerState", &slice])?;
+        let refused = refusal(test, unit(test, &slice, &["pause"])?).with_context(|| state);
         systemctl(&["thaw", &slice])?;
         systemctl(&["stop", &slice])?;
         let (code, words) = refused?;

@@ -3,13 +3,13 @@ use crate::harness::collector::{Collector, Span};
 use crate::harness::command::{output, raw_output};
 use crate::harness::direct::{Direct, Server};
 use crate::harness::leaks::Process;
-use crate::harness::{Case, NAMESPACE, Run, Test};
+use crate::harness::{Case, NAMESPACE, Run, Test, limit};
 use anyhow::{Context, Result, anyhow, ensure};
 use containerd_shim_protos::api::{ConnectRequest, ConnectResponse, CreateTaskRequest, Empty};
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::{EnumOrUnknown, Message};
 use std::net::TcpListener;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub const CASES: &[Case] = &[
     Case::new("spans_of_calls", spans_of_calls).hybrid_only(), // runc's shim is built without
@@ -25,7 +25,7 @@ pub const CASES: &[Case] = &[
         life(&server, 3)?;
         end(server)?;
         // Shutdown waits two seconds for the last spans.
-        ensure!(before.elapsed().as_secs() < 30, "held up for {:?}", before.elapsed());
+        ensure!(before.elapsed() < limit(Duration::from_secs(30)), "held up for {:?}", before.elapsed());
         let log = direct.log()?;
         ensure!(log.contains("level=warning") && log.contains(&nobody.to_string()), "{log}");
         direct.remove()

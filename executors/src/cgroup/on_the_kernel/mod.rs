@@ -21,7 +21,7 @@ use crate::bundle::Bundle;
 use crate::{Kind, Result};
 
 /// What takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const BUSY: &str = "while :; do :; done";
 

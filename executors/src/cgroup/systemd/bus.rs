@@ -44,29 +44,24 @@ pub(super) enum Failure {
 impl Failure {
     /// Whether systemd answered with an error of that name of its own.
     pub fn is(&self, error: &str) -> bool {
-        matches!(self, Self::Refused { name, .. } if name.strip_prefix(SYSTEMD).and_then(|name| name.strip_prefix('.')) == Some(error))
+        let Self::Refused { name, .. } = self else { return false };
+        name.strip_prefix(SYSTEMD).and_then(|name| name.strip_prefix('.')) == Some(error)
     }
 
-    /// The same for others, with `what` was tried in front.
+    /// The same for others, with what was tried in front.
     pub fn explain(self, what: String) -> Error {
-        let wrong = ["InvalidArgs", "PropertyReadOnly", "UnknownProperty", "NotSupported"];
-        match self {
-            Self::Lost(error) => Error::new(Kind::Unavailable, error.context(what)),
-            refused if refused.is("NoSuchUnit") => {
-                Error::new(Kind::NotFound, anyhow::Error::from(refused).context(what))
-            }
-            refused if refused.is("UnitExists") => {
-                Error::new(Kind::FailedPrecondition, anyhow::Error::from(refused).context(what))
-            }
-            Self::Refused { name, text } => {
-                let kind = match name.strip_prefix("org.freedesktop.DBus.Error.") {
-                    Some(error) if wrong.contains(&error) => Kind::InvalidArgument,
-                    _ if name.ends_with(".BadUnitSetting") => Kind::InvalidArgument,
-                    _ => Kind::Internal,
-                };
-                Error::new(kind, anyhow::Error::from(Self::Refused { name, text }).context(what))
-            }
-        }
+        const WRONG: [&str; 4] = ["InvalidArgs", "PropertyReadOnly", "UnknownProperty", "NotSupported"];
+        let kind = match &self {
+            Self::Lost(_) => Kind::Unavailable,
+            refused if refused.is("NoSuchUnit") => Kind::NotFound,
+            refused if refused.is("UnitExists") => Kind::FailedPrecondition,
+            refused if refused.is("BadUnitSetting") => Kind::InvalidArgument,
+            Self::Refused { name, .. } => match name.strip_prefix("org.freedesktop.DBus.Error.") {
+                Some(error) if WRONG.contains(&error) => Kind::InvalidArgument,
+                _ => Kind::Internal,
+            },
+        };
+        Error::new(kind, self).context(what)
     }
 }
 

@@ -96,7 +96,9 @@ impl Unit {
         let error = match result {
             Ok(result) if result == "done" => return Ok(()),
             Ok(result) => {
-                Error::new(Kind::Internal, anyhow::anyhow!("systemd's job ended as {result:?}")).context(what())
+                // So it ends where the slice is (systemctl freeze).
+                let kind = if result == "frozen" { Kind::FailedPrecondition } else { Kind::Internal };
+                Error::new(kind, anyhow::anyhow!("systemd's job ended as {result:?}")).context(what())
             }
             // Nothing was made.
             Err(failure @ Failure::Refused { .. }) => return Err(failure.explain(what())),

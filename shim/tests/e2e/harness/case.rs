@@ -1,6 +1,6 @@
 //! A test as the themes write it down, and what it is given when it runs.
 use super::direct::Direct;
-use super::isolated::LINES;
+use super::isolated::{LINES, on_systemd};
 use super::run::Run;
 use super::spec::Spec;
 use super::task::Task;
@@ -152,7 +152,7 @@ impl<B: Copy> CaseOf<B> {
             let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
             enabled.is_ok_and(|text| text.starts_with('Y'))
         });
-        self.ignored || self.on_apparmor && !*APPARMOR
+        self.ignored || self.on_apparmor && !*APPARMOR || self.on_systemd != on_systemd()
     }
 
     /// Whether the test means something for this kind under this runtime on this release line.

@@ -2,7 +2,7 @@
 //!
 //! Tests run beside each other, so after each the search is for what bears its container's id; what bears no id
 //! (sockets, a process that left its cgroup) is found by comparing two [`Snapshot`]s when nothing else runs.
-use super::{Containerd, NAMESPACE, PATIENCE, Runtime};
+use super::{Containerd, NAMESPACE, PATIENCE, Runtime, limit};
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -203,7 +203,7 @@ impl Process {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             other => other.context("pidfd_open")?,
         };
-        let patience = Timespec { tv_sec: (PATIENCE.as_secs() / 6) as i64, tv_nsec: 0 };
+        let patience = Timespec { tv_sec: limit(PATIENCE / 6).as_secs() as i64, tv_nsec: 0 };
         let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).context("poll")?;
         ensure!(ended == 1, "still there after {} s", patience.tv_sec);
         Ok(())

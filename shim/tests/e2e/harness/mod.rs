@@ -22,9 +22,16 @@ pub mod task;
 pub use case::{Case, Kind, Test};
 pub use containerd::{Containerd, Runtime};
 pub use run::Run;
+use std::time::Duration;
 
 /// How long any single wait may take before the test fails; far more than a slow machine needs.
-pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A limit on what is expected to be over sooner: ten times as much where the processor is emulated (`scripts/node`).
+pub fn limit(duration: Duration) -> Duration {
+    let emulated = std::env::var_os("HYBRID_NODE").is_some_and(|accelerator| accelerator == "tcg");
+    if emulated { duration * 10 } else { duration }
+}
 
 /// The containerd namespace of all tests.
 pub const NAMESPACE: &str = "test";

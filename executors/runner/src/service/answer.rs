@@ -1,0 +1,117 @@
+//! One request: to an instance, and its answer back, or what is said when there is none.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler, TrapOrPanicError};
+use wasmtime_wasi_http::{Error, WasiBody};
+
+use super::MAX_REQUESTS;
+use super::pool::Pool;
+use crate::metrics::Metrics;
+
+/// Answers requests.
+#[derive(Clone)]
+pub(super) struct Answerer(Arc<Inner>);
+
+struct Inner {
+    handler: ProxyHandler<Pool>,
+    room: Arc<Semaphore>,
+    name: String,
+    metrics: Arc<Metrics>,
+}
+
+impl Answerer {
+    pub fn new(pool: Pool, name: String, metrics: Arc<Metrics>) -> Answerer {
+        let room = Arc::new(Semaphore::new(MAX_REQUESTS));
+        Answerer(Arc::new(Inner { handler: ProxyHandler::new(pool), room, name, metrics }))
+    }
+
+    /// Answers one request, always.
+    pub async fn answer(self, request: http::Request<Incoming>) -> Result<Response<Counted>, Infallible> {
+        let inner = &self.0;
+        let place = inner.room.clone().acquire_owned().await.ok();
+        let counted = InFlight::new(&inner.metrics);
+        let response = if request.uri().authority().is_none() && !request.headers().contains_key(header::HOST) {
+            // RFC 9112, 3.2; and WASI 0.2 needs an authority.
+            plain(StatusCode::BAD_REQUEST)
+        } else {
+            let what = format!("{} {}", request.method(), request.uri());
+            let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
+            match inner.handler.handle((), request).await {
+                Ok(response) => response,
+                Err(error) => {
+                    // What trapped has been told of with its instance.
+                    if !error.is::<TrapOrPanicError>() {
+                        eprintln!("hybrid: {}: {what}: {error:?}", inner.name);
+                    }
+                    plain(if error.is::<InstantiationError<()>>() {
+                        StatusCode::SERVICE_UNAVAILABLE
+                    } else {
+                        StatusCode::INTERNAL_SERVER_ERROR
+                    })
+                }
+            }
+        };
+        let class = usize::from(response.status().as_u16() / 100).clamp(1, 5) - 1;
+        inner.metrics.responses[class].fetch_add(1, Relaxed);
+        Ok(response.map(|body| Counted { body, _held: (place, counted) }))
+    }
+}
+
+/// A response of our own.
+fn plain(status: StatusCode) -> Response<WasiBody> {
+    let text = Bytes::from(format!("{status}\n"));
+    let body = Full::new(text).map_err(|never: Infallible| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// Counts a request until it is dropped.
+struct InFlight(Arc<Metrics>);
+
+impl InFlight {
+    fn new(metrics: &Arc<Metrics>) -> InFlight {
+        metrics.requests.fetch_add(1, Relaxed);
+        InFlight(metrics.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A response's body. Until it is sent, or given up, its request is being answered.
+pub(super) struct Counted {
+    body: WasiBody,
+    _held: (Option<OwnedSemaphorePermit>, InFlight),
+}
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,145 @@
+//! One connection: HTTP/1.1, or HTTP/2 of a client that knows beforehand (RFC 9113, 3.3).
+
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::rt::{Executor, Sleep, Timer};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use wasmtime_wasi_http::io::TokioIo;
+
+use super::answer::Answerer;
+
+/// How long a client may take for the head of a request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a connection of HTTP/2 begins with, as far as no request of HTTP/1.1 does.
+const PREFACE: &[u8; 4] = b"PRI ";
+
+/// Serves a connection to its end: the client's, or after `end` that of the requests that are being answered.
+pub(super) async fn serve(mut stream: TcpStream, answerer: Answerer, mut end: watch::Receiver<bool>) {
+    // As the guest writes it, so it is sent.
+    let _ = stream.set_nodelay(true);
+    let mut head = Vec::with_capacity(PREFACE.len());
+    let begun = async {
+        while head.len() < PREFACE.len() && PREFACE.starts_with(&head) {
+            let mut rest = (&mut stream).take((PREFACE.len() - head.len()) as u64);
+            if rest.read_buf(&mut head).await? == 0 {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    };
+    let begun = tokio::select! {
+        begun = tokio::time::timeout(PATIENCE, begun) => matches!(begun, Ok(Ok(()))),
+        _ = end.wait_for(|end| *end) => false,
+    };
+    if !begun {
+        return;
+    }
+    let is_http2 = head == PREFACE;
+    let io = TokioIo::new(Begun { head, stream });
+    let service = service_fn(move |request| answerer.clone().answer(request));
+    // What goes wrong here is the client's doing, and its own affair.
+    if is_http2 {
+        let mut builder = http2::Builder::new(Tasks);
+        let mut connection = pin!(builder.timer(Clock).serve_connection(io, service));
+        let ended = tokio::select! {
+            _ = connection.as_mut() => true,
+            _ = end.wait_for(|end| *end) => false,
+        };
+        if !ended {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    } else {
+        let mut builder = http1::Builder::new();
+        let builder = builder.timer(Clock).header_read_timeout(PATIENCE).half_close(true);
+        let mut connection = pin!(builder.serve_connection(io, service));
+        let ended = tokio::select! {
+            _ = connection.as_mut() => true,
+            _ = end.wait_for(|end| *end) => false,
+        };
+        if !ended {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+/// A connection of which something has been read.
+struct Begun {
+    head: Vec<u8>,
+    stream: TcpStream,
+}
+
+impl AsyncRead for Begun {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.head.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let length = self.head.len().min(buffer.remaining());
+        buffer.put_slice(&self.head[..length]);
+        self.head.drain(..length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Begun {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Runs the streams of HTTP/2.
+#[derive(Clone)]
+struct Tasks;
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks
+where
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::spawn(future);
+    }
+}
+
+/// The clock of hyper's time limits.
+#[derive(Clone)]
+struct Clock;
+
+struct Sleeping(Pin<Box<tokio::time::Sleep>>);
+
+impl Future for Sleeping {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl Sleep for Sleeping {}
+
+impl Timer for Clock {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
+        Box::pin(Sleeping(Box::pin(tokio::time::sleep(duration))))
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
+        Box::pin(Sleeping(Box::pin(tokio::time::sleep_until(deadline.into()))))
+    }
+}

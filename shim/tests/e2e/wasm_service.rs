@@ -1,0 +1,212 @@
+//! Services of `wasi:http`: how they are reached, and how they end.
+use crate::harness::command::Running;
+use crate::harness::{Case, Kind, PATIENCE, Test};
+use anyhow::{Context, Result, ensure};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Instant;
+
+pub const CASES: &[Case] = &[
+    Case::new("requests_are_answered", |test| {
+        let service = Service::start(test, "")?;
+        ensure!(service.get("/hello")?.ends_with("\r\n\r\nhello\n"), "no answer");
+        let refused = service.exchange(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
+        ensure!(refused.starts_with("HTTP/1.1 400 "), "without a host: {refused}");
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+    Case::new("requests_of_http_2_are_answered", |test| {
+        let service = Service::start(test, "")?;
+        let mut stream = service.connect()?;
+        // The preface, empty settings, and a request: GET, http, /, and localhost as the authority (RFC 7541, appendix A).
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
+        stream.write_all(b"\0\0\x0e\x01\x05\0\0\0\x01\x82\x86\x84\x41\x09localhost")?;
+        let mut answer: Vec<u8> = Vec::new();
+        while !answer.windows(6).any(|bytes| bytes == b"hello\n") {
+            let mut buffer = [0; 1024];
+            let length = stream.read(&mut buffer).context("reading the answer")?;
+            ensure!(length > 0, "the connection ended: {answer:?}");
+            answer.extend(&buffer[..length]);
+        }
+        drop(stream);
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+    Case::new("each_request_has_an_instance", |test| {
+        let service = Service::start(test, "")?;
+        for _ in 0..3 {
+            ensure!(service.get("/count")?.ends_with("\n1\n"), "an instance was used again");
+        }
+        service.ends("INT", 0)
+    })
+    .kinds(CASE),
+    Case::new("instances_are_used_again_when_asked", |test| {
+        let service = Service::start(test, "io.containerd.hybrid.wasm.http-requests=2")?;
+        for count in ["1", "2", "1"] {
+            let answer = service.get("/count")?;
+            ensure!(answer.ends_with(&format!("\n{count}\n")), "not {count}: {answer}");
+        }
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+    Case::new("a_trap_is_one_request_s", |test| {
+        let service = Service::start(test, "")?;
+        ensure!(service.get("/trap")?.starts_with("HTTP/1.0 500 "), "a trap was answered");
+        ensure!(service.get("/")?.ends_with("hello\n"), "the service is gone");
+        test.kill(&test.id, "TERM")?;
+        let output = service.running.finish()?.exits(0)?;
+        for word in ["unreachable", "/service.wasm", "GET /trap"] {
+            ensure!(output.stderr.contains(word), "no {word}: {output}");
+        }
+        Ok(())
+    })
+    .kinds(CASE),
+    Case::new("a_loop_is_not_waited_for_for_ever", |test| {
+        let service = Service::start(test, "io.containerd.hybrid.wasm.http-drain=1")?;
+        let mut stream = service.connect()?;
+        stream.write_all(b"GET /loop HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        // Others are answered meanwhile.
+        ensure!(service.get("/")?.ends_with("hello\n"), "no answer");
+        service.ends("TERM", 143)
+    })
+    .kinds(CASE),
+    Case::new("a_second_signal_ends_it_at_once", |test| {
+        let service = Service::start(test, "io.containerd.hybrid.wasm.http-drain=3600")?;
+        let mut stream = service.connect()?;
+        stream.write_all(b"GET /loop HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        ensure!(service.get("/")?.ends_with("hello\n"), "no answer");
+        test.kill(&test.id, "TERM")?;
+        // It takes no more connections: so it has heard.
+        service.stops_listening()?;
+        service.ends("INT", 130)
+    })
+    .kinds(CASE),
+    Case::new("connections_that_say_nothing_are_not_waited_for", |test| {
+        let service = Service::start(test, "")?;
+        let (_silent, mut kept) = (service.connect()?, service.connect()?);
+        kept.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        let mut head = [0; 12];
+        kept.read_exact(&mut head)?;
+        ensure!(&head == b"HTTP/1.1 200", "{head:?}");
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+    Case::new("a_port_in_use_is_said", |test| {
+        let taken = TcpListener::bind("127.0.0.1:0")?;
+        let address = annotation("http-address", &taken.local_addr()?.to_string());
+        let run = test.run_image("wasm-cases", &["/service.wasm"]).flags(&["--net-host", "--annotation", &address]);
+        run.output()?.exits(1)?.refused(&["listen on 127.0.0.1:", "in use"]).map(drop)
+    })
+    .kinds(CASE),
+    Case::new("the_environment_names_the_address", |test| {
+        let run = test.run_image("wasm-cases", &["/service.wasm"]);
+        let run = run.flags(&["--net-host", "--env", "WASMTIME_HTTP_PROXY_SOCKET_ADDR=nowhere"]);
+        run.output()?.exits(1)?.refused(&["WASMTIME_HTTP_PROXY_SOCKET_ADDR", "nowhere"])?;
+        let address = free()?;
+        let variable = format!("WASMTIME_HTTP_PROXY_SOCKET_ADDR={address}");
+        let id = test.other("right");
+        let run = test.run_image("wasm-cases", &["/service.wasm"]).id(&id);
+        let service = Service { test, id, address, running: run.flags(&["--net-host", "--env", &variable]).spawn()? };
+        service.connect()?;
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+    Case::new("figures_of_a_service", |test| {
+        let metrics = free()?;
+        let service = Service::start(test, &annotation("metrics-address", &metrics.to_string()))?;
+        service.get("/")?;
+        service.get("/trap")?;
+        let text = exchange(&mut connect(metrics)?, b"GET /metrics HTTP/1.1\r\n\r\n")?;
+        for line in ["responses_total{code=\"2xx\"} 1\n", "responses_total{code=\"5xx\"} 1\n", "traps_total 1\n"] {
+            ensure!(text.contains(&format!("hybrid_wasm_{line}")), "no {line}: {text}");
+        }
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+];
+
+const CASE: &[Kind] = &[Kind::Core];
+
+fn annotation(name: &str, value: &str) -> String {
+    format!("io.containerd.hybrid.wasm.{name}={value}")
+}
+
+/// An address that nobody listens on.
+fn free() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// Connects as soon as somebody listens.
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match TcpStream::connect(address) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused && Instant::now() < deadline => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            stream => {
+                let stream = stream.with_context(|| format!("connecting to {address}"))?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                return Ok(stream);
+            }
+        }
+    }
+}
+
+/// Sends a request and reads to the end of the connection.
+fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
+    stream.write_all(request)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("reading the answer")?;
+    Ok(answer)
+}
+
+/// A service in a container that has the test's network.
+struct Service<'a> {
+    test: &'a Test<'a>,
+    id: String,
+    address: SocketAddr,
+    running: Running,
+}
+
+impl<'a> Service<'a> {
+    /// Starts one, with another annotation if it is not empty.
+    fn start(test: &'a Test<'a>, other: &str) -> Result<Service<'a>> {
+        let address = free()?;
+        let annotation = annotation("http-address", &address.to_string());
+        let run = test.run_image("wasm-cases", &["/service.wasm"]).flags(&["--net-host", "--annotation", &annotation]);
+        let run = if other.is_empty() { run } else { run.flags(&["--annotation", other]) };
+        let service = Service { test, id: test.id.clone(), address, running: run.spawn()? };
+        drop(service.connect()?);
+        Ok(service)
+    }
+
+    fn connect(&self) -> Result<TcpStream> {
+        connect(self.address)
+    }
+
+    fn exchange(&self, request: &[u8]) -> Result<String> {
+        exchange(&mut self.connect()?, request)
+    }
+
+    fn get(&self, path: &str) -> Result<String> {
+        // Of version 1.0, so that the answer comes in one piece and ends with the connection.
+        self.exchange(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())
+    }
+
+    /// Waits until it takes no connections any more.
+    fn stops_listening(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(self.address).is_ok() {
+            ensure!(Instant::now() < deadline, "it still listens");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Sends a signal, and expects it to end.
+    fn ends(self, signal: &str, code: i32) -> Result<()> {
+        self.test.kill(&self.id, signal)?;
+        self.running.finish()?.exits(code).map(drop)
+    }
+}
