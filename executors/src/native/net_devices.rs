@@ -6,6 +6,7 @@
 //!
 //! Source: OCI runtime spec 1.3, config-linux.md "Network Devices"; rtnetlink(7).
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -35,7 +36,7 @@ pub(crate) struct NetDevices {
 pub(crate) fn check(linux: &Linux) -> Result<()> {
     let devices = linux.net_devices().iter().flatten();
     let has_namespace = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::Network);
-    let mut names = Vec::new();
+    let mut names = HashSet::new();
     for (name, device) in devices {
         if !has_namespace {
             bail!(InvalidArgument, "linux.netDevices: there is no network namespace to move {name:?} to");
@@ -44,10 +45,9 @@ pub(crate) fn check(linux: &Linux) -> Result<()> {
         if let Some(name) = [name, inside].into_iter().find(|name| !is_name(name)) {
             bail!(InvalidArgument, "linux.netDevices: {name:?} is not a name of a network device");
         }
-        if names.contains(&inside) {
+        if !names.insert(inside) {
             bail!(InvalidArgument, "linux.netDevices: {inside:?} is there twice");
         }
-        names.push(inside);
     }
     Ok(())
 }

@@ -41,35 +41,35 @@ impl Devices {
     /// What rules come to, one written after the other.
     pub fn from_rules(rules: &[Rule]) -> Devices {
         let mut devices = Devices::default();
-        for rule in rules {
-            if rule.kind == 'a' {
-                devices = Devices { allow: rule.allow, list: BTreeMap::new() };
-                continue;
-            }
-            let access = devices.list.entry((rule.kind, rule.major, rule.minor)).or_default();
-            // An exception is only taken back by its own numbers, as the kernel does.
-            *access = if rule.allow == devices.allow {
-                access.without(Access::parse(&rule.access))
-            } else {
-                Access(access.0 | Access::parse(&rule.access).0)
-            };
-            devices.list.retain(|_, access| access.0 != 0);
-        }
+        rules.iter().for_each(|rule| devices.add(rule));
         devices
+    }
+
+    fn add(&mut self, rule: &Rule) {
+        if rule.kind == 'a' {
+            *self = Devices { allow: rule.allow, list: BTreeMap::new() };
+            return;
+        }
+        let (key, access) = ((rule.kind, rule.major, rule.minor), Access::parse(&rule.access));
+        let held = self.list.get(&key).copied().unwrap_or_default();
+        // An exception is only taken back by its own numbers, as the kernel does.
+        let held = if rule.allow == self.allow { held.without(access) } else { Access(held.0 | access.0) };
+        if held.0 == 0 {
+            self.list.remove(&key);
+        } else {
+            self.list.insert(key, held);
+        }
     }
 
     /// Whether a rule takes something out of an exception for more devices than its own, which the kernel ignores.
     fn ignores(&self, rule: &Rule) -> bool {
-        let is_in = |one: Option<u32>, all: Option<u32>| all.is_none() || one == all;
-        let (key, access) = ((rule.kind, rule.major, rule.minor), Access::parse(&rule.access));
-        let holds_it = |(other, held): (&(char, Option<u32>, Option<u32>), &Access)| {
-            *other != key
-                && other.0 == rule.kind
-                && is_in(rule.major, other.1)
-                && is_in(rule.minor, other.2)
-                && held.0 & access.0 != 0
+        let (kind, major, minor) = (rule.kind, rule.major, rule.minor);
+        let wider = [(kind, None, None), (kind, major, None), (kind, None, minor)];
+        let holds_it = |key: &(char, Option<u32>, Option<u32>)| {
+            self.list.get(key).is_some_and(|held| held.0 & Access::parse(&rule.access).0 != 0)
         };
-        rule.kind != 'a' && rule.allow == self.allow && self.list.iter().any(holds_it)
+        let mut wider = wider.iter().filter(|key| **key != (kind, major, minor));
+        kind != 'a' && rule.allow == self.allow && wider.any(holds_it)
     }
 
     /// From devices.list. `None` where everything is allowed: it does not show the exceptions then.
@@ -110,8 +110,12 @@ impl Devices {
 
 /// The first rule that v1 would take and ignore.
 pub(super) fn without_effect(rules: &[Rule]) -> Option<&Rule> {
-    let before = |index: usize| Devices::from_rules(rules.get(..index).unwrap_or_default());
-    rules.iter().enumerate().find(|(index, rule)| before(*index).ignores(rule)).map(|(_, rule)| rule)
+    let mut devices = Devices::default();
+    rules.iter().find(|rule| {
+        let ignored = devices.ignores(rule);
+        devices.add(rule);
+        ignored
+    })
 }
 
 /// What to write to come from `now` to `wanted`.
