@@ -220,7 +220,7 @@ fn alone() {
         "enter the cgroup",
         "process.oomScoreAdj",
         "setsid",
-        "wait for the mappings",
+        "wait for the shim",
         "root: chdir",
         "linux.uidMappings",
         "join the ipc namespace",

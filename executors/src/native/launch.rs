@@ -49,7 +49,9 @@ pub(crate) fn launch(
     if let Some(child) = child.get().filter(|_| namespaces.waits_for_parent()) {
         let settled = namespaces.settle(child.pid);
         // One that has failed before is gone, and has told why.
-        if let (Err(_), Some(report)) = (&settled, reported(&socket)) {
+        if settled.is_err()
+            && let Some(report) = reported(&socket)
+        {
             return Err(explain(&report, &Words::all(&plan)));
         }
         settled?;
