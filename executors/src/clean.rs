@@ -10,6 +10,7 @@ use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result};
 use crate::hooks::Hooks;
+use crate::resctrl::Resctrl;
 use crate::{Error, Kind};
 
 /// Cleans what a dead shim left of the container `id` with its bundle at `path`: kills what is left of it, removes its
@@ -52,6 +53,7 @@ fn remove(cgroups: Vec<Cgroup>, bundle: &Bundle) -> Result<()> {
     for cgroup in cgroups {
         cgroup.signal(libc::SIGKILL).and_then(|()| cgroup.remove())?;
     }
+    Resctrl::clean(bundle);
     let failed = hooks.map(|hooks| hooks.poststop()).unwrap_or_default();
     failed.into_iter().next().map_or(Ok(()), Err)
 }

@@ -1,7 +1,7 @@
 //! A container: made from a bundle by either executor, then the same for both.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::LinuxNamespaceType;
 
@@ -15,6 +15,7 @@ use crate::native::launch::launch;
 use crate::native::plan::{self, Compiled, Payload};
 use crate::native::step::Plan;
 use crate::process::Process;
+use crate::resctrl::Resctrl;
 use crate::rootfs::{Rootfs, RootfsMount};
 use crate::wasm::{self, WasmOptions};
 
@@ -81,10 +82,11 @@ pub(crate) fn create_with(
     let hooks = Hooks::of(&bundle);
     let mut poststop = Poststop::new(hooks.clone());
     let cgroup = Cgroup::create(&bundle, options.systemd_cgroup)?;
-    let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, options)?;
-    let Compiled { namespaces, mut plan, console, filter } = compiled;
+    let resctrl = Resctrl::create(&bundle)?;
+    let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, resctrl.as_ref(), options)?;
+    let Compiled { namespaces, mut plan, console, filter, mappings } = compiled;
     look(&mut plan);
-    let joining = Joining::new(&bundle, filter, options)?;
+    let joining = Joining::new(&bundle, mappings, filter, resctrl, options)?;
     let init = launch(plan, &namespaces, &cgroup, console, |pid, pidfd| {
         poststop.due();
         let beside = Beside { pid, pidfd, joining: &joining, cgroup: &cgroup };
@@ -95,7 +97,15 @@ pub(crate) fn create_with(
         hooks.surround_start(&init, &beside)?;
     }
     let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
-    Ok(Container { choice, init: Arc::new(init), cgroup, owns_pid_namespace, joining, wasm, _poststop: poststop })
+    Ok(Container {
+        choice,
+        init: Arc::new(init),
+        cgroup,
+        owns_pid_namespace,
+        joining,
+        wasm: Mutex::new(wasm),
+        _poststop: poststop,
+    })
 }
 
 /// A created container. [`Container::delete`] removes what it has on the host; dropping it kills it and does so too, but
@@ -107,7 +117,8 @@ pub struct Container {
     pub(crate) init: Arc<Process>,
     pub(crate) owns_pid_namespace: bool,
     pub(crate) joining: Joining,
-    pub(crate) wasm: WasmOptions,
+    /// For what is exec'd.
+    pub(crate) wasm: Mutex<WasmOptions>,
     /// Dropped last.
     pub(crate) _poststop: Poststop,
 }

@@ -168,7 +168,9 @@ fn search_program(
     let (module, function) = wasm::entrypoint(program);
     let names = [(program, None), (module, function)];
     for (name, function) in names.iter().take(if function.is_some() { 2 } else { 1 }) {
-        for path in search(name, variable(process, "PATH")) {
+        // A module may also be named as it lies in the current folder: images for runwasi have it so.
+        let here = (!name.contains('/')).then(|| (*name).to_owned());
+        for path in search(name, variable(process, "PATH")).into_iter().chain(here) {
             let path = process.cwd().join(path);
             match open(&path) {
                 Ok(file) => {

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::PoisonError;
 
 use oci_spec::runtime::Process as ProcessSpec;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -63,7 +64,8 @@ impl Container {
         let payload = match self.entrypoint(&process, root.as_fd())? {
             Entrypoint::Native => Payload::Spec,
             Entrypoint::Wasm { module, path, function } => {
-                wasm::prepare(module, &path, function.as_deref(), &self.wasm)?.payload(bundle::args(&process))?
+                let options = self.wasm.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                wasm::prepare(module, &path, function.as_deref(), &options)?.payload(bundle::args(&process))?
             }
         };
         let (stdio, console) = match stdio {

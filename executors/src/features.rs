@@ -12,7 +12,7 @@ use crate::native::{options, scheduling, seccomp, user};
 
 /// The oldest and the newest version of the OCI runtime spec.
 pub(crate) const OCI_VERSIONS: [&str; 2] = ["1.0.0", "1.3.0"];
-const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
+const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"];
 
 /// The features document. Keys that the spec has and that are missing are unknown to hybrid.
 pub fn features() -> Value {
@@ -34,9 +34,9 @@ pub fn features() -> Value {
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
             "memoryPolicy": scheduling::features(),
-            "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } },
-            "netDevices": { "enabled": false },
+            "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
+            "mountExtensions": { "idmap": { "enabled": true } },
+            "netDevices": { "enabled": true },
         },
         "annotations": {
             "io.containerd.hybrid.executors": "native,wasm",

@@ -28,6 +28,7 @@ pub mod host;
 mod native;
 mod process;
 mod procfs;
+mod resctrl;
 mod resources;
 mod rootfs;
 mod sys;

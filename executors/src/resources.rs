@@ -1,5 +1,7 @@
 //! A container's resources: held, changed, measured and watched through its cgroup, the same for both executors.
 
+use std::sync::PoisonError;
+
 use oci_spec::runtime::LinuxResources;
 
 use crate::bundle::from_json;
@@ -36,7 +38,9 @@ impl Container {
     /// (with `memory.checkBeforeUpdate` also a limit below what is in use), NotFound when the cgroup is gone.
     pub fn update(&self, resources: &[u8]) -> Result<()> {
         let resources: LinuxResources = from_json(resources, "linux.resources")?;
-        self.cgroup.update(&resources)
+        self.cgroup.update(&resources)?;
+        self.wasm.lock().unwrap_or_else(PoisonError::into_inner).limit(Some(&resources));
+        Ok(())
     }
 
     /// What the container has used, as its cgroup counts it.

@@ -4,6 +4,8 @@
 //! change with each container (systemd and others read it whole at every change), and whatever way a create ends, closing
 //! the descriptor is all the cleaning there is.
 
+mod idmapped;
+
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -19,6 +21,7 @@ use rustix::mount::{
 use crate::Kind;
 use crate::error::{OrKind, Result, bail};
 use crate::native::filesystem::{NewFilesystem, make_filesystem};
+use crate::native::idmap::Idmaps;
 use crate::native::options::{Options, Parameter, Recursive};
 use crate::sys::{self, MountAttr};
 
@@ -130,29 +133,39 @@ pub(crate) fn open_found(found: OwnedFd) -> std::result::Result<std::fs::File, E
 
 /// One mount, made without ever being attached.
 fn detached(request: &RootfsMount, at: &Path) -> Result<OwnedFd> {
-    let options = parse(request)?;
+    let (mappings, options) = idmapped::take(request)?;
+    let options = Options::parse(&options);
     let describe = || format!("mount {} {:?} as rootfs", request.fstype, request.source);
+    let map = |tree: OwnedFd, recursive| {
+        let mapped = mappings.as_ref().map_or(Ok(()), |m| Idmaps::default().set(m, recursive, tree.as_fd()));
+        mapped.map(|()| tree).map_err(|e| e.context(describe()))
+    };
     if request.fstype == "bind" || options.bind.is_some() {
-        let tree = clone_tree(Path::new(&request.source), options.bind.unwrap_or(Recursive::No))
-            .or_kind(Kind::InvalidArgument, describe)?;
+        let recursive = options.bind.unwrap_or(Recursive::No);
+        let tree = clone_tree(Path::new(&request.source), recursive).or_kind(Kind::InvalidArgument, describe)?;
         set_attributes(tree.as_fd(), &options).or_kind(Kind::InvalidArgument, describe)?;
-        return Ok(tree);
+        return map(tree, recursive);
     }
     let mut filesystem =
         NewFilesystem::new(&request.fstype, &request.source, &options).or_kind(Kind::InvalidArgument, describe)?;
     if request.fstype == "overlay" {
         split_lower_folders(&mut filesystem.parameters);
+        if let Some(mappings) = &mappings {
+            return idmapped::overlay(&filesystem, mappings, at);
+        }
     }
-    match make_filesystem(&filesystem) {
-        Ok(tree) => Ok(tree),
+    match make_filesystem(&filesystem, None) {
+        Ok(tree) => map(tree, Recursive::No),
         // Before Linux 6.8 overlayfs has no lowerdir+, and fsconfig takes no value of more than 255 bytes; mount(2) does.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => stacked(std::slice::from_ref(request), at),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
+            map(stacked(std::slice::from_ref(request), at)?, Recursive::No)
+        }
         Err(errno) => Err(errno).or_kind(Kind::InvalidArgument, describe),
     }
 }
 
 /// Overlayfs's `lowerdir=a:b` as one `lowerdir+` for each folder: fsconfig(2) limits the length of a value, not their number.
-fn split_lower_folders(parameters: &mut Vec<(CString, Option<CString>)>) {
+pub(crate) fn split_lower_folders(parameters: &mut Vec<(CString, Option<CString>)>) {
     let Some(position) = parameters.iter().position(|(key, _)| key.as_c_str() == c"lowerdir") else { return };
     let Some(value) = parameters[position].1.take() else { return };
     // "\:" is a colon in a name, and "::" begins data-only layers (filesystems/overlayfs.rst): left to mount(2).
@@ -170,7 +183,11 @@ fn split_lower_folders(parameters: &mut Vec<(CString, Option<CString>)>) {
 fn stacked(requests: &[RootfsMount], at: &Path) -> Result<OwnedFd> {
     let mut mounted = Stack { at, count: 0 };
     for request in requests {
-        let options = parse(request)?;
+        let options = match idmapped::take(request)? {
+            // One alone, which is mapped when it is detached.
+            (mappings, options) if mappings.is_none() || requests.len() == 1 => Options::parse(&options),
+            _ => bail!(Unimplemented, "rootfs mount {:?}: ids of several mounts can't be mapped", request.source),
+        };
         let describe =
             || format!("mount {} {:?} at {}{}", request.fstype, request.source, at.display(), request.target);
         let folder = inside(at, &request.target)?;
@@ -233,21 +250,6 @@ fn inside(at: &Path, target: &str) -> Result<OwnedFd> {
     openat2(&root, target, flags, Mode::empty(), resolve).or_kind(Kind::InvalidArgument, what)
 }
 
-fn parse(request: &RootfsMount) -> Result<Options> {
-    // containerd's own words for an id-mapped mount, which its snapshotters with "remap-ids" ask for.
-    let id_mapped = |option: &&String| option.starts_with("uidmap=") || option.starts_with("gidmap=");
-    let options = match request.options.iter().find(id_mapped) {
-        Some(option) => Err(option.clone()),
-        None => Options::parse(&request.options),
-    };
-    options.map_err(|option| {
-        crate::Error::new(
-            Kind::Unimplemented,
-            anyhow::anyhow!("rootfs mount {:?}: option {option} is not supported", request.source),
-        )
-    })
-}
-
 /// A detached copy of the mount at `path`, or of the whole tree below it.
 pub(crate) fn clone_tree(path: &Path, recursive: Recursive) -> std::result::Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -292,15 +294,6 @@ mod tests {
         assert_eq!(split[3].1.as_deref(), Some(c"/c"));
         assert_eq!(parameters("/a\\:b:/c").len(), 2);
         assert_eq!(parameters("/a::/data").len(), 2);
-    }
-
-    #[test]
-    fn id_mapped_mounts_are_refused_by_name() {
-        let options = vec!["lowerdir=/a".to_owned(), "uidmap=0:1000:10".to_owned()];
-        let request = RootfsMount { fstype: "overlay".into(), source: "overlay".into(), options, ..Default::default() };
-        let error = parse(&request).unwrap_err();
-        assert_eq!(error.kind(), Kind::Unimplemented);
-        assert!(error.to_string().contains("option uidmap=0:1000:10"), "{error}");
     }
 
     #[test]

@@ -54,12 +54,23 @@ pub(crate) struct Cloned {
 /// may only make system calls on memory that exists already.
 pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>, child: &dyn Fn() -> c_int) -> Result<Cloned> {
     let mut pidfd: RawFd = -1;
-    let mut args = CloneArgs {
+    let args = CloneArgs {
         flags: flags as u64 | libc::CLONE_PIDFD as u64,
         pidfd: &raw mut pidfd as u64,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
+    let pid = clone_with(args, cgroup, child)?;
+    // SAFETY: with CLONE_PIDFD the kernel stored a new descriptor, which nobody else owns.
+    Ok(Cloned { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// The same for a process that becomes a child of this one's parent (CLONE_PARENT), with this one's exit signal. Its pid.
+pub(crate) fn clone3_sibling(flags: c_int, cgroup: Option<BorrowedFd<'_>>, child: &dyn Fn() -> c_int) -> Result<u32> {
+    clone_with(CloneArgs { flags: flags as u64 | libc::CLONE_PARENT as u64, ..CloneArgs::default() }, cgroup, child)
+}
+
+fn clone_with(mut args: CloneArgs, cgroup: Option<BorrowedFd<'_>>, child: &dyn Fn() -> c_int) -> Result<u32> {
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
@@ -70,8 +81,7 @@ pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>, child: &dyn F
     if pid == 0 {
         exit(child());
     }
-    // SAFETY: with CLONE_PIDFD the kernel stored a new descriptor, which nobody else owns.
-    Ok(Cloned { pid: pid as u32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+    Ok(pid as u32)
 }
 
 /// fork(2): `None` in the child, its pid in the parent. The caller has seen to it that there is one thread only.

@@ -38,6 +38,7 @@ const TESTS: &[(&str, fn())] = &[
     ("modules_are_refused_in_a_sentence", modules_are_refused_in_a_sentence),
     ("functions_are_called", functions_are_called),
     ("components_run", components_run),
+    ("a_module_is_found_in_the_current_folder", a_module_is_found_in_the_current_folder),
     ("commands_of_wasi_0_3_run", commands_of_wasi_0_3_run),
     ("the_newest_entry_point_is_called", the_newest_entry_point_is_called),
     ("wasi_0_3_can_be_turned_off", wasi_0_3_can_be_turned_off),
@@ -289,6 +290,12 @@ fn functions_are_called() {
 fn components_run() {
     assert_eq!(run(&wat(&command(0)), "").code, 0);
     assert_eq!(run(&wat(&command(1)), "").code, 1);
+}
+
+fn a_module_is_found_in_the_current_folder() {
+    let bundle = bundle(&wat(&exit(33)));
+    assert_eq!(create_in(&bundle, "app.wasm", "").unwrap().start().end().code, 33);
+    assert_eq!(create_in(&bundle, "app.wasm#_start", "").unwrap().start().end().code, 33);
 }
 
 fn commands_of_wasi_0_3_run() {

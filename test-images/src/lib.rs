@@ -56,12 +56,12 @@ pub const CANARY: &str = "/run/hybrid-canary";
 
 /// Builds a log driver (`programs/logger.c`), which runs on the host. Needs a C compiler with a static libc.
 pub fn logger() -> Result<Vec<u8>> {
-    programs::logger()
+    programs::LOGGER.get()
 }
 
 /// Builds an OCI hook (`programs/hook.c`), which runs on the host and in containers. Needs a C compiler with a static libc.
 pub fn hook() -> Result<Vec<u8>> {
-    programs::hook()
+    programs::HOOK.get()
 }
 
 /// Compiles the programs of the images, the log driver and the hook into the folder `out`. Where `HYBRID_PROGRAMS` names
@@ -72,8 +72,8 @@ pub fn save_programs(out: &Path) -> Result<()> {
 
 /// Builds every image. Needs a C compiler with a static libc, and clang with wasi-libc (see [`programs`]).
 pub fn build() -> Result<Vec<Image>> {
-    let probe = programs::linux()?;
-    let core = programs::core_module()?;
+    let probe = programs::LINUX.get()?;
+    let core = programs::CORE_MODULE.get()?;
     let component = wasm::component(&core)?;
     Ok(vec![
         Image {

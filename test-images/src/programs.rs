@@ -15,21 +15,35 @@ const PROBE: &[&str] = &["probe.c", "terminal.c", "memory.c"];
 /// The same with what only Linux has.
 const LINUX_PROBE: &[&str] = &["probe.c", "terminal.c", "memory.c", "kernel.c", "attack.c"];
 
-const LINUX: Program = Program { name: "probe", wasm: false, sources: LINUX_PROBE };
-const CORE_MODULE: Program = Program { name: "probe.wasm", wasm: true, sources: PROBE };
-const LOGGER: Program = Program { name: "logger", wasm: false, sources: &["logger.c"] };
-const HOOK: Program = Program { name: "hook", wasm: false, sources: &["hook.c"] };
+/// The probe as a statically linked Linux program.
+pub(crate) const LINUX: Program = Program { name: "probe", target: Target::Linux, sources: LINUX_PROBE };
+/// The probe as a WASI 0.1 command module.
+pub(crate) const CORE_MODULE: Program = Program { name: "probe.wasm", target: Target::Command, sources: PROBE };
+/// The log driver as a statically linked Linux program.
+pub(crate) const LOGGER: Program = Program { name: "logger", target: Target::Linux, sources: &["logger.c"] };
+/// The hook as a statically linked Linux program.
+pub(crate) const HOOK: Program = Program { name: "hook", target: Target::Linux, sources: &["hook.c"] };
+pub(crate) const SERVICE: Program = Program { name: "service.wasm", target: Target::Guest, sources: &["service.c"] };
+pub(crate) const NETWORK: Program = Program { name: "network.wasm", target: Target::Guest, sources: &["network.c"] };
 
-const ALL: [&Program; 4] = [&LINUX, &CORE_MODULE, &LOGGER, &HOOK];
+const ALL: [&Program; 6] = [&LINUX, &CORE_MODULE, &LOGGER, &HOOK, &SERVICE, &NETWORK];
 
-struct Program {
+pub(crate) struct Program {
     name: &'static str,
-    wasm: bool,
+    target: Target,
     sources: &'static [&'static str],
 }
 
+enum Target {
+    Linux,
+    /// A command module of WASI 0.1.
+    Command,
+    /// A guest of WASI 0.2 that is no command module: the core of a component (see [`crate::wasm::guest`]).
+    Guest,
+}
+
 impl Program {
-    fn get(&self) -> Result<Vec<u8>> {
+    pub(crate) fn get(&self) -> Result<Vec<u8>> {
         match std::env::var_os("HYBRID_PROGRAMS") {
             Some(folder) => read(&Path::new(&folder).join(self.name)),
             None => self.compile(),
@@ -37,7 +51,13 @@ impl Program {
     }
 
     fn compile(&self) -> Result<Vec<u8>> {
-        let mut compiler = if self.wasm { for_wasm()? } else { static_linux() };
+        let mut compiler = match self.target {
+            Target::Linux => static_linux(),
+            Target::Command | Target::Guest => for_wasm()?,
+        };
+        if matches!(self.target, Target::Guest) {
+            compiler.args(["-nostartfiles", "-Wl,--no-entry"]);
+        }
         compile(&mut compiler, self.sources)
     }
 }
@@ -49,32 +69,6 @@ pub(crate) fn save(out: &Path) -> Result<()> {
         std::fs::write(&path, program.compile()?).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
-}
-
-/// The probe as a statically linked Linux program.
-pub(crate) fn linux() -> Result<Vec<u8>> {
-    LINUX.get()
-}
-
-/// The probe as a WASI 0.1 command module.
-pub(crate) fn core_module() -> Result<Vec<u8>> {
-    CORE_MODULE.get()
-}
-
-/// A guest of WASI 0.2 that is no command module: the core of a component (see [`crate::wasm::guest`]).
-pub(crate) fn guest(source: &str) -> Result<Vec<u8>> {
-    let mut compiler = Command::new(wasm_compiler()?);
-    compile(compiler.args(["--target=wasm32-wasi", "-nostartfiles", "-Wl,--no-entry"]), &[source])
-}
-
-/// The log driver as a statically linked Linux program.
-pub(crate) fn logger() -> Result<Vec<u8>> {
-    LOGGER.get()
-}
-
-/// The hook as a statically linked Linux program.
-pub(crate) fn hook() -> Result<Vec<u8>> {
-    HOOK.get()
 }
 
 fn static_linux() -> Command {

@@ -44,8 +44,10 @@ const CASES: [(&str, &str); 6] = [
 
 /// Adds one file for each case to the tree: the guests of WASI 0.2, and `truncated.wasm`, a module that is cut off.
 pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
-    for (name, source, world) in [("service.wasm", "service.c", "service"), ("network.wasm", "network.c", "network")] {
-        let guest = programs::guest(source).and_then(|core| guest(core, world));
+    for (name, program, world) in
+        [("service.wasm", programs::SERVICE, "service"), ("network.wasm", programs::NETWORK, "network")]
+    {
+        let guest = program.get().and_then(|core| guest(core, world));
         tree = tree.file(name, 0o644, guest.with_context(|| format!("building {name}"))?);
     }
     for (name, text) in CASES {

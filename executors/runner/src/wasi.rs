@@ -62,7 +62,11 @@ impl Source {
             context.env(text(key), text(value));
         }
         // This process has nothing else to do while a file is read, so no second thread is needed for it.
-        context.inherit_stdio().allow_blocking_current_thread(true).initial_cwd(self.cwd.to_string_lossy());
+        context.inherit_stdio().allow_blocking_current_thread(true);
+        if self.cwd != Path::new("/") {
+            // Else there is nothing to say: a guest begins at the root by itself, and some take a folder for a surprise.
+            context.initial_cwd(self.cwd.to_string_lossy());
+        }
         for Folder { folder, name, permissions } in &self.folders {
             in_folder(folder, |path| context.preopened_dir(path, name, *permissions).map(drop))?;
         }

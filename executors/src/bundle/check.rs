@@ -4,14 +4,16 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxNamespaceType, Mount, Process, Root, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxNamespace, LinuxNamespaceType, Mount, Process, Root, Spec};
 
 use super::unsupported::{refuse, unsupported};
 use crate::error::{Result, bail};
 use crate::hooks;
 use crate::native::mounts::may_be_in_proc;
+use crate::native::net_devices;
 use crate::native::scheduling;
 use crate::native::user_namespace::{self, on_host};
+use crate::resctrl;
 
 /// Checks a whole spec.
 pub(super) fn check(spec: &Spec) -> Result<()> {
@@ -27,10 +29,13 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
     scheduling::check_linux(linux)?;
     check_namespaces(spec, linux)?;
     check_user(process, linux)?;
+    check_clocks(linux)?;
+    net_devices::check(linux)?;
+    resctrl::check(linux)?;
     check_mounts(spec)?;
     check_devices(linux)?;
     spec.hooks().as_ref().map_or(Ok(()), hooks::check)?;
-    refuse(unsupported(spec, linux))
+    refuse(unsupported(spec))
 }
 
 /// What becomes a C string can't have a null byte in it; arguments, environment and sysctls are looked at with the rest.
@@ -109,7 +114,10 @@ const MAX_GROUPS: usize = 65536;
 fn check_user(process: &Process, linux: &Linux) -> Result<()> {
     let uids = linux.uid_mappings().as_deref().unwrap_or_default();
     let gids = linux.gid_mappings().as_deref().unwrap_or_default();
-    let has_namespace = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User);
+    // One that is joined has mappings already.
+    let is_new = |n: &LinuxNamespace| n.path().as_deref().is_none_or(|path| path.as_os_str().is_empty());
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let has_namespace = namespaces.any(|n| n.typ() == LinuxNamespaceType::User && is_new(n));
     for (field, mappings) in [("linux.uidMappings", uids), ("linux.gidMappings", gids)] {
         if mappings.len() > MAX_MAPPINGS {
             bail!(InvalidArgument, "{field}: {} ranges, and the kernel takes {MAX_MAPPINGS}", mappings.len());
@@ -134,12 +142,6 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
             bail!(InvalidArgument, "linux.namespaces: {} is there twice", namespace.typ());
         }
         match (namespace.typ(), namespace.path()) {
-            (Mount, Some(path)) if !path.as_os_str().is_empty() => {
-                bail!(Unimplemented, "linux.namespaces: joining a mount namespace by path is not supported")
-            }
-            (User, Some(path)) if !path.as_os_str().is_empty() => {
-                bail!(Unimplemented, "linux.namespaces: joining a user namespace by path is not supported")
-            }
             (_, Some(path)) if !path.as_os_str().is_empty() && !path.is_absolute() => {
                 bail!(InvalidArgument, "linux.namespaces: {path:?} is not an absolute path")
             }
@@ -173,6 +175,7 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
             | "kernel.shmmni"
             | "kernel.shm_rmid_forced" => Ipc,
             "kernel.domainname" | "kernel.hostname" => Uts,
+            key if key.starts_with("user.") => User,
             _ => bail!(InvalidArgument, "linux.sysctl: {key} belongs to the host, not to a namespace"),
         };
         if !seen.contains(&needed) || key.contains("..") {
@@ -182,12 +185,32 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
     Ok(())
 }
 
+/// The clocks of a new time namespace (time_namespaces(7)).
+fn check_clocks(linux: &Linux) -> Result<()> {
+    const FIELD: &str = "linux.timeOffsets";
+    let Some(offsets) = linux.time_offsets().as_ref().filter(|offsets| !offsets.is_empty()) else { return Ok(()) };
+    let mut namespaces = linux.namespaces().iter().flatten();
+    match namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Time).map(LinuxNamespace::path) {
+        None => bail!(InvalidArgument, "{FIELD}: there is no time namespace to set the clocks of"),
+        Some(Some(path)) if !path.as_os_str().is_empty() => {
+            bail!(InvalidArgument, "{FIELD}: the clocks of the time namespace {} are set", path.display())
+        }
+        Some(_) => {}
+    }
+    for (clock, offset) in offsets {
+        if clock != "monotonic" && clock != "boottime" {
+            bail!(InvalidArgument, "{FIELD}: {clock:?} is neither monotonic nor boottime");
+        }
+        if offset.nanosecs().is_some_and(|nanoseconds| nanoseconds >= 1_000_000_000) {
+            bail!(InvalidArgument, "{FIELD}: {clock}: nanosecs make more than a second");
+        }
+    }
+    Ok(())
+}
+
 fn check_mounts(spec: &Spec) -> Result<()> {
     for mount in spec.mounts().iter().flatten() {
         let at = mount.destination();
-        if !at.is_absolute() {
-            bail!(InvalidArgument, "mounts: destination {at:?} is not an absolute path");
-        }
         if !at.components().any(|component| matches!(component, Component::Normal(_))) {
             bail!(InvalidArgument, "mounts: destination {at:?} is the root itself");
         }
@@ -246,6 +269,11 @@ mod tests {
             "root": {"path": "rootfs"},
             "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]},
         })
+    }
+
+    fn time(path: &str, clock: &str, nanosecs: u32) -> Value {
+        let namespaces = json!([{"type": "mount"}, {"type": "time", "path": path}]);
+        json!({"namespaces": namespaces, "timeOffsets": {clock: {"secs": 1, "nanosecs": nanosecs}}})
     }
 
     fn check_with(pointer: &str, value: Value) -> Result<()> {
@@ -313,9 +341,15 @@ mod tests {
             ),
             ("/linux/sysctl", json!({"kernel.panic": "1"}), "kernel.panic"),
             ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "net namespace"),
+            ("/linux/sysctl", json!({"user.max_user_namespaces": "1"}), "user namespace"),
+            ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "time namespace"),
+            ("/linux", time("/proc/1/ns/time", "boottime", 0), "linux.timeOffsets"),
+            ("/linux", time("", "realtime", 0), "linux.timeOffsets"),
+            ("/linux", time("", "monotonic", 1_000_000_000), "linux.timeOffsets: monotonic"),
+            ("/linux/netDevices", json!({"eth0": {}}), "linux.netDevices"),
             ("/hostname", json!("a"), "hostname"),
             ("/hooks", json!({"poststop": [{"path": "a"}]}), "hooks.poststop[0].path"),
-            ("/mounts", json!([{"destination": "a"}]), "mounts"),
+            ("/mounts", json!([{"destination": ""}]), "mounts"),
             ("/mounts", json!([{"destination": "/"}]), "mounts"),
             ("/linux/devices", json!([{"path": "/", "type": "c", "major": 1, "minor": 3}]), "linux.devices"),
         ];
@@ -328,20 +362,11 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_its_name() {
-        let cases = [
-            (
-                "/linux/namespaces",
-                json!([{"type": "mount"}, {"type": "user", "path": "/proc/1/ns/user"}]),
-                "linux.namespaces: joining a user",
-            ),
-            ("/linux/namespaces", json!([{"type": "mount", "path": "/proc/1/ns/mnt"}]), "linux.namespaces: joining"),
-            (
-                "/linux/personality",
-                json!({"domain": "LINUX32", "flags": ["ADDR_NO_RANDOMIZE"]}),
-                "linux.personality.flags",
-            ),
-            ("/linux/timeOffsets", json!({"boottime": {"secs": 1}}), "linux.timeOffsets"),
-        ];
+        let cases = [(
+            "/linux/personality",
+            json!({"domain": "LINUX32", "flags": ["ADDR_NO_RANDOMIZE"]}),
+            "linux.personality.flags",
+        )];
         for (pointer, value, field) in cases {
             let error = check_with(pointer, value).expect_err(pointer);
             assert_eq!(error.kind(), Kind::Unimplemented);

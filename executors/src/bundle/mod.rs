@@ -40,7 +40,12 @@ impl Bundle {
 
     /// From the text of a config.json: nothing of the host is looked at.
     pub(crate) fn parse(id: &str, path: &Path, config: &[u8]) -> Result<Bundle> {
-        let spec: Spec = read_with_process(config, "", "/process")?;
+        let mut spec: Spec = read_with_process(config, "", "/process")?;
+        for mount in spec.mounts_mut().iter_mut().flatten() {
+            // A relative path is deprecated, and below / (config.md, "Mounts").
+            let absolute = Path::new("/").join(mount.destination());
+            mount.set_destination(absolute);
+        }
         check::check(&spec)?;
         Ok(Bundle { id: id.to_owned(), path: path.to_owned(), spec })
     }

@@ -135,7 +135,7 @@ pub(super) fn streams(pid: u32) -> Result<Streams> {
 
 /// Whether a mount of the spec is a bind, and of a whole tree.
 pub(super) fn bind(mount: &Mount) -> Option<Recursive> {
-    let options = Options::parse(mount.options().as_deref().unwrap_or_default()).unwrap_or_default();
+    let options = Options::parse(mount.options().as_deref().unwrap_or_default());
     options.bind.or((mount.typ().as_deref() == Some("bind")).then_some(Recursive::No))
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{FileType, Mode, OFlags, Uid, fstat};
@@ -18,9 +18,11 @@ use crate::container::{self, Container, CreateOptions, Stdio};
 use crate::dispatch::{self, Choice, Entrypoint};
 use crate::error::{OrKind, Result, bail};
 use crate::hooks::{Hooks, Poststop};
+use crate::native::idmap::is_id_mapped;
 use crate::native::join::Joining;
 use crate::native::mounts::{cstring, make_like};
 use crate::native::namespaces::open_namespace;
+use crate::native::net_devices::NetDevices;
 use crate::native::resolve::{self, Make};
 use crate::native::seccomp::Filter;
 use crate::process::Process;
@@ -55,9 +57,15 @@ impl Restorable {
         options: &CreateOptions,
     ) -> Result<Restorable> {
         let program = criu.find()?;
+        let joins = |kind| bundle.namespace(kind).flatten().is_some();
         for (field, is_asked_for) in [
             ("hooks", Hooks::of(&bundle).is_some()),
             ("linux.namespaces: user", bundle.namespace(LinuxNamespaceType::User).is_some()),
+            ("linux.namespaces: mount by path", joins(LinuxNamespaceType::Mount)),
+            ("linux.namespaces: time by path", joins(LinuxNamespaceType::Time)),
+            ("linux.netDevices", NetDevices::of(&bundle)?.is_some()),
+            ("linux.intelRdt", bundle.linux().intel_rdt().is_some()),
+            ("mounts: uidMappings", bundle.spec().mounts().iter().flatten().any(is_id_mapped)),
             ("NoPivotRoot", options.no_pivot_root),
         ] {
             if is_asked_for {
@@ -79,7 +87,7 @@ impl Restorable {
             );
         }
         let filter = Filter::of(&bundle)?;
-        let joining = Joining::new(&bundle, filter, options)?.of_restored();
+        let joining = Joining::new(&bundle, None, filter, None, options)?.of_restored();
         let wasm = options.wasm.of(&bundle)?;
         let rootfs = rootfs.attach(bundle.path().join("rootfs"))?;
         let (images, criu) = (images.to_owned(), criu.clone());
@@ -144,7 +152,7 @@ impl Restorable {
             cgroup,
             owns_pid_namespace,
             joining,
-            wasm,
+            wasm: Mutex::new(wasm),
             _poststop: Poststop::new(None),
         })
     }

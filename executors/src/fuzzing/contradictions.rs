@@ -47,10 +47,8 @@ fn mount(destination: &str, kind: &str) -> Value {
 fn namespaces_that_contradict_themselves() {
     let user = |path: &str| json!([{"type": "user", "path": path}]);
     let (uids, gids) = ("/linux/uidMappings", "/linux/gidMappings");
-    refused(
-        &[("/linux/namespaces", user("/proc/1/ns/user")), (uids, mappings(1)), (gids, mappings(1))],
-        &["linux.namespaces"],
-    );
+    // Whether they are those of the namespace shows on the host.
+    with(&[("/linux/namespaces", user("/proc/1/ns/user")), (uids, mappings(1)), (gids, mappings(1))]).unwrap();
     refused(&[(uids, mappings(1)), (gids, mappings(1))], &["linux.uidMappings"]);
     refused(&[("/linux/namespaces", json!([{"type": "pid"}]))], &["linux.namespaces", "twice"]);
     refused(
@@ -130,7 +128,7 @@ fn device_rules_and_nodes_that_cannot_be() {
 
 #[test]
 fn mounts_that_lead_out_or_into_each_other() {
-    for at in ["", "relative", "/", "//", "/..", "/../..", "/./"] {
+    for at in ["", "/", "//", "/..", "/../..", "/./"] {
         refused(&[("/mounts", json!([mount(at, "tmpfs")]))], &["mounts"]);
     }
     for at in ["/proc/self", "/proc//sys/", "/x/../proc/sys", "/proc"] {
@@ -146,6 +144,7 @@ fn mounts_that_lead_out_or_into_each_other() {
     for at in [["/a/../b", "/b"], ["/a/b", "/a"], ["/a", "/a"], ["/a", "/a/../../a/b"]] {
         with(&[("/mounts", json!([mount(at[0], "tmpfs"), mount(at[1], "tmpfs")]))]).unwrap();
     }
+    with(&[("/mounts", json!([mount("relative", "tmpfs")]))]).unwrap();
     with(&[("/mounts", json!([mount("/proc/meminfo", "bind"), mount("/proc/./uptime", "bind")]))]).unwrap();
 }
 

@@ -51,7 +51,8 @@ pub(super) fn devices(bundle: &Bundle, mapped: bool, steps: &mut Vec<Step>) -> R
         };
         steps.push(if mapped { of_the_host(node)? } else { node });
     }
-    for device in own {
+    // The link below is in its place.
+    for device in own.iter().filter(|device| device.path() != Path::new("/dev/ptmx")) {
         let node = node(device)?;
         steps.push(if mapped { of_the_host(node)? } else { node });
     }
@@ -62,8 +63,11 @@ pub(super) fn devices(bundle: &Bundle, mapped: bool, steps: &mut Vec<Step>) -> R
         ("/proc/self/fd/2", "/dev/stderr"),
         ("pts/ptmx", "/dev/ptmx"),
     ];
-    for (target, at) in LINKS {
-        steps.push(Step::Symlink { target: text(target, "/dev")?, at: text(at, "/dev")? });
+    let kcore = Path::new("/proc/kcore").exists().then_some(("/proc/kcore", "/dev/core"));
+    for (target, at) in LINKS.into_iter().chain(kcore) {
+        // An image's ptmx would be that of another devpts.
+        let replace = at == "/dev/ptmx";
+        steps.push(Step::Symlink { target: text(target, "/dev")?, at: text(at, "/dev")?, replace });
     }
     Ok(())
 }

@@ -1,11 +1,12 @@
 //! A new instance of a file system as a detached mount: fsopen(2), fsconfig(2), fsmount(2).
 
-use std::ffi::{CString, NulError};
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::{CStr, CString, NulError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Result;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, fspick,
 };
 
 use super::options::{Options, Parameter};
@@ -43,16 +44,31 @@ impl NewFilesystem {
     }
 }
 
-/// Makes the file system, detached. System calls only: the child uses it too.
-pub(crate) fn make_filesystem(filesystem: &NewFilesystem) -> Result<OwnedFd> {
+/// Makes the file system, detached, with one parameter more if that is given. System calls only: the child uses it too.
+pub(crate) fn make_filesystem(filesystem: &NewFilesystem, more: Option<(&CStr, &CStr)>) -> Result<OwnedFd> {
     let context = fsopen(filesystem.fstype.as_c_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), c"source", filesystem.source.as_c_str())?;
-    for (key, value) in &filesystem.parameters {
-        match value {
-            Some(value) => fsconfig_set_string(context.as_fd(), key.as_c_str(), value.as_c_str())?,
-            None => fsconfig_set_flag(context.as_fd(), key.as_c_str())?,
-        }
+    if let Some((key, value)) = more {
+        fsconfig_set_string(context.as_fd(), key, value)?;
     }
+    configure(context.as_fd(), filesystem)?;
     fsconfig_create(context.as_fd())?;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::from_bits_retain(filesystem.attr as u32))
+}
+
+/// Gives the file system of a mount other parameters (mount(8), "remount"). Without any it is left alone.
+pub(crate) fn reconfigure(mount: BorrowedFd<'_>, changes: &NewFilesystem) -> Result<()> {
+    if changes.parameters.is_empty() {
+        return Ok(());
+    }
+    let context = fspick(mount, c"", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
+    configure(context.as_fd(), changes)?;
+    fsconfig_reconfigure(context.as_fd())
+}
+
+fn configure(context: BorrowedFd<'_>, filesystem: &NewFilesystem) -> Result<()> {
+    filesystem.parameters.iter().try_for_each(|(key, value)| match value {
+        Some(value) => fsconfig_set_string(context, key.as_c_str(), value.as_c_str()),
+        None => fsconfig_set_flag(context, key.as_c_str()),
+    })
 }

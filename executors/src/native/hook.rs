@@ -49,7 +49,7 @@ pub(crate) fn before_pivot(
 ) -> Result<Plan> {
     let program = open(hook)?;
     let mut steps = Vec::new();
-    steps.extend(join_cgroup(cgroup)?);
+    steps.extend(join_cgroup(cgroup, None)?);
     steps.extend(oom_score(joining.process())?);
     joining.enter(init, &mut steps)?;
     steps.extend([user::streams_of_root(streams)?, Step::Umask(UMASK), Step::CwdOf(rootfs), Step::FindProgram]);

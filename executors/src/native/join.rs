@@ -21,6 +21,7 @@ use super::user_namespace::{IdMappings, raised};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result};
+use crate::resctrl::Resctrl;
 use crate::{CreateOptions, Kind};
 
 /// What a container keeps of its spec for processes that join it later.
@@ -33,6 +34,8 @@ pub(crate) struct Joining {
     pub mappings: Option<IdMappings>,
     /// The container's seccomp filter, which holds for every process in it.
     filter: Option<Filter>,
+    /// The group of resctrl that all its processes are in.
+    resctrl: Option<Resctrl>,
     scheduling: OfContainer,
     /// What holds for a process whose own spec does not say.
     defaults: Process,
@@ -41,7 +44,13 @@ pub(crate) struct Joining {
 }
 
 impl Joining {
-    pub fn new(bundle: &Bundle, filter: Option<Filter>, options: &CreateOptions) -> Result<Joining> {
+    pub fn new(
+        bundle: &Bundle,
+        mappings: Option<IdMappings>,
+        filter: Option<Filter>,
+        resctrl: Option<Resctrl>,
+        options: &CreateOptions,
+    ) -> Result<Joining> {
         use LinuxNamespaceType as N;
         use ThreadNameSpaceType as T;
         let kinds = [
@@ -52,15 +61,19 @@ impl Joining {
             (N::Uts, T::HOST_NAME_AND_NIS_DOMAIN_NAME),
             (N::Cgroup, T::CONTROL_GROUP),
             (N::User, T::USER),
+            (N::Time, T::TIME),
         ];
-        let listed = kinds.into_iter().filter(|(kind, _)| bundle.namespace(*kind).is_some());
+        // Where the user namespace is this process's own there is none to enter.
+        let is_entered = |kind| if kind == N::User { mappings.is_some() } else { bundle.namespace(kind).is_some() };
+        let listed = kinds.into_iter().filter(|(kind, _)| is_entered(*kind));
         let mut defaults = bundle.process().clone();
         defaults.set_args(None).set_env(None);
         Ok(Joining {
             keyring: (!options.no_new_keyring).then(|| bundle.id().to_owned()),
             namespaces: listed.fold(T::empty(), |all, (_, flag)| all | flag),
-            mappings: IdMappings::of(bundle),
+            mappings,
             filter,
+            resctrl,
             scheduling: scheduling::of_container(bundle.linux())?,
             defaults,
             writable_of_the_kernel: writable_of_the_kernel(bundle).map(Path::to_owned).collect(),
@@ -128,7 +141,7 @@ impl Joining {
         payload: Payload,
     ) -> Result<Plan> {
         let mut steps = Vec::new();
-        steps.extend(plan::join_cgroup(cgroup)?);
+        steps.extend(plan::join_cgroup(cgroup, self.resctrl.as_ref())?);
         steps.extend(Affinity::of(process)?.step());
         steps.extend(plan::oom_score(process)?);
         plan::apparmor(process, &mut steps)?;

@@ -1,5 +1,6 @@
 //! The parent's half: clones the child and turns what it reports into words.
 
+use std::cell::Cell;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -9,17 +10,19 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
 };
-use rustix::process::PidfdGetfdFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::child::{self, GO, HOOKS, LISTENER, READY, Report, TERMINAL};
 use super::namespaces::Namespaces;
 use super::step::{Plan, Step};
+use crate::Kind;
 use crate::cgroup::Cgroup;
 use crate::console::Console;
 use crate::error::{Error, OrKind, Result, bail};
 use crate::process::{self, Child, Process, Starter, Unfinished};
-use crate::{Kind, sys};
+use crate::sys::{self, Cloned, WaitFor};
 
 /// Makes the container's first process and returns when it is ready to execute its program.
 /// On error it is gone again.
@@ -34,10 +37,17 @@ pub(crate) fn launch(
 ) -> Result<Process> {
     let birth = cgroup.birth()?;
     let born_in: Vec<_> = namespaces.born_in.iter().map(|(namespace, kind)| (namespace.as_fd(), *kind)).collect();
-    let (child, socket) = clone(&plan, namespaces.flags, &born_in, birth.as_ref().map(AsFd::as_fd))
-        .or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?;
-    if let (Some(user), Some(child)) = (&namespaces.user, child.get()) {
-        let settled = user.settle(child.pid);
+    let failed = Cell::new(None);
+    let cloned = clone(&plan, namespaces.flags, &born_in, &namespaces.before, &failed, birth.as_ref().map(AsFd::as_fd));
+    let (child, socket) = match (cloned, failed.get()) {
+        (Err(errno), Some(step)) => {
+            let report = Report { step, errno: errno.raw_os_error() };
+            return Err(explain(&report, &Words::of(&namespaces.before, &plan)));
+        }
+        (cloned, _) => cloned.or_kind(Kind::Unavailable, || "linux.namespaces: clone3")?,
+    };
+    if let Some(child) = child.get().filter(|_| namespaces.waits_for_parent()) {
+        let settled = namespaces.settle(child.pid);
         // One that has failed before is gone, and has told why.
         if let (Err(_), Some(report)) = (&settled, reported(&socket)) {
             return Err(explain(&report, &Words::all(&plan)));
@@ -89,7 +99,7 @@ pub(crate) fn exec(
     let mut births = births.iter().map(AsFd::as_fd).peekable();
     let born_in: Vec<_> = pid_namespace.map(|init| (init, ThreadNameSpaceType::PROCESS_ID)).into_iter().collect();
     let (child, socket) = loop {
-        match clone(&plan, 0, &born_in, births.next()) {
+        match clone(&plan, 0, &born_in, &[], &Cell::new(None), births.next()) {
             // A cgroup of v2 that hands controllers on takes no processes (cgroup-v2.rst, "No Internal Process Constraint").
             Err(Errno::BUSY | Errno::NOENT) if births.peek().is_some() => {}
             made => break made.or_kind(Kind::Unavailable, || "clone3")?,
@@ -118,11 +128,14 @@ fn pass_listener(plan: &Plan, child: &Child, number: RawFd, socket: &OwnedFd) ->
     agent.send(listener.as_fd(), child.pid)
 }
 
-/// Clones the child that runs the plan, and returns it with the parent's end of the socket.
+/// Clones the child that runs the plan, and returns it with the parent's end of the socket. With steps `before` by way of a
+/// process in between; `failed` says which of them has.
 fn clone(
     plan: &Plan,
     flags: i32,
     born_in: &[(BorrowedFd<'_>, ThreadNameSpaceType)],
+    before: &[Step],
+    failed: &Cell<Option<u32>>,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> rustix::io::Result<(Unfinished, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
@@ -132,17 +145,58 @@ fn clone(
         sys::close(ours.as_raw_fd());
         child::run(plan, theirs.as_fd())
     };
-    let child = process::spawn(|| sys::clone3(flags, cgroup, &run))?;
+    let child = process::spawn(|| match before {
+        [] => sys::clone3(flags, cgroup, &run),
+        before => clone_behind(plan, before, failed, &|| sys::clone3_sibling(flags, cgroup, &run)),
+    })?;
     Ok((child, ours))
+}
+
+/// Has a process in between do `before` and then clone this process's child (CLONE_PARENT), and waits for its end.
+fn clone_behind(
+    plan: &Plan,
+    before: &[Step],
+    failed: &Cell<Option<u32>>,
+    clone: &dyn Fn() -> rustix::io::Result<u32>,
+) -> rustix::io::Result<Cloned> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let run = || {
+        let report = match child::run_before(plan, before, writer.as_fd()) {
+            Err((step, errno)) => Report { step, errno: errno.raw_os_error() },
+            Ok(()) => match clone() {
+                Ok(pid) => Report { step: READY, errno: pid as i32 },
+                Err(errno) => Report { step: before.len() as u32, errno: errno.raw_os_error() },
+            },
+        };
+        let _ = rustix::io::write(&writer, &report.to_bytes());
+        0
+    };
+    let between = sys::clone3(0, None, &run)?;
+    while let Err(Errno::INTR) = sys::waitid(WaitFor::PidFd(between.pidfd.as_fd()), 0) {}
+    let mut bytes = [0; Report::SIZE];
+    if rustix::io::read(&reader, &mut bytes)? < bytes.len() {
+        return Err(Errno::SRCH);
+    }
+    match Report::from_bytes(bytes) {
+        Report { step: READY, errno: pid } => {
+            // Not reaped yet by anybody, as it is made under the lock of those who do.
+            let raw = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+            Ok(Cloned { pid: pid as u32, pidfd: pidfd_open(raw, PidfdFlags::empty())? })
+        }
+        Report { step, errno } => {
+            failed.set(Some(step));
+            Err(Errno::from_raw_os_error(errno))
+        }
+    }
 }
 
 /// While it lives, children of this thread are born in other namespaces. It keeps the way back. For its own pid namespace a
 /// thread has only that of its children to change (pid_namespaces(7)); in the others it is itself for that time.
-struct BirthNamespaces(Vec<(OwnedFd, ThreadNameSpaceType)>);
+pub(super) struct BirthNamespaces(Vec<(OwnedFd, ThreadNameSpaceType)>);
 
 impl BirthNamespaces {
     /// Each is a descriptor of a namespace of that kind, or the pidfd of a process in it (setns(2)).
-    fn enter(namespaces: &[(BorrowedFd<'_>, ThreadNameSpaceType)]) -> rustix::io::Result<Self> {
+    pub(super) fn enter(namespaces: &[(BorrowedFd<'_>, ThreadNameSpaceType)]) -> rustix::io::Result<Self> {
         let mut entered = Self(Vec::new());
         for (namespace, kind) in namespaces {
             let own = rustix::fs::open(own_namespace(*kind)?, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
@@ -190,6 +244,12 @@ struct Words {
 impl Words {
     fn all(plan: &Plan) -> Self {
         Self::from(plan, 0)
+    }
+
+    /// Those of the process in between, whose last step is the clone.
+    fn of(before: &[Step], plan: &Plan) -> Self {
+        let clone = "linux.namespaces: clone3".to_owned();
+        Self { steps: before.iter().map(Step::to_string).chain([clone]).collect(), ..Self::from(plan, 0) }
     }
 
     /// Only what can fail after the start.

@@ -10,29 +10,39 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount};
+use rustix::io::Errno;
 
 use super::filesystem::{NewFilesystem, make_filesystem};
-use super::options::{Options, Recursive};
+use super::idmap::{Idmaps, is_id_mapped};
+use super::options::{Options, Parameter, Recursive};
 use super::resolve::Make;
 use super::selinux;
 use super::step::{Step, Target};
+use super::user_namespace::IdMappings;
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result, bail};
 use crate::procfs;
-use crate::rootfs::{clone_tree, set_attributes};
+use crate::rootfs::{clone_tree, set_attributes, split_lower_folders};
 use crate::sys::{self, MountAttr};
 use crate::{Error, Kind};
 
 /// Adds the steps for all mounts of the spec, in its order.
 ///
-/// `base` is the propagation that binds of the host's mounts start with: MS_SLAVE, MS_PRIVATE, or 0 to keep them shared.
+/// Returns the steps that are to be run once all is made that is made in those mounts.
 ///
-/// Returns the steps that are to come when everything was made in them: what is read-only by then.
-pub(super) fn compile(bundle: &Bundle, cgroup: &Cgroup, base: u64, steps: &mut Vec<Step>) -> Result<Vec<Step>> {
-    let mut last = Vec::new();
+/// `base` is the propagation that binds of the host's mounts start with: MS_SLAVE, MS_PRIVATE, or 0 to keep them shared.
+pub(super) fn compile(
+    bundle: &Bundle,
+    mappings: Option<&IdMappings>,
+    cgroup: &Cgroup,
+    base: u64,
+    steps: &mut Vec<Step>,
+) -> Result<Vec<Step>> {
+    let container = Container { bundle, mappings, cgroup, base };
+    let (mut idmaps, mut last) = (Idmaps::default(), Vec::new());
     for mount in bundle.spec().mounts().iter().flatten() {
-        one(bundle, mount, cgroup, base, steps, &mut last).map_err(|e: Error| {
+        one(&container, mount, &mut idmaps, steps, &mut last).map_err(|e: Error| {
             let kind = if e.kind() == Kind::Internal { Kind::InvalidArgument } else { e.kind() };
             Error::new(kind, anyhow::anyhow!("mounts: {}: {e}", mount.destination().display()))
         })?;
@@ -40,15 +50,21 @@ pub(super) fn compile(bundle: &Bundle, cgroup: &Cgroup, base: u64, steps: &mut V
     Ok(last)
 }
 
+/// What mounts depend on beside themselves.
+struct Container<'a> {
+    bundle: &'a Bundle,
+    /// Where the container's root is another on the host.
+    mappings: Option<&'a IdMappings>,
+    cgroup: &'a Cgroup,
+    base: u64,
+}
+
 /// Everything about the mounts that is decided without looking at the host.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn decide(bundle: &Bundle) -> Result<()> {
     for mount in bundle.spec().mounts().iter().flatten() {
         let what = || format!("mounts: {}", mount.destination().display());
-        let options = match Options::parse(mount.options().as_deref().unwrap_or_default()) {
-            Ok(options) => options,
-            Err(option) => bail!(Unimplemented, "{}: option {option} is not supported", what()),
-        };
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default());
         let fstype = mount.typ().as_deref().unwrap_or_default();
         NewFilesystem::new(fstype, source(mount, fstype), &options).or_kind(Kind::InvalidArgument, what)?;
         target(mount.destination(), Make::Directory, false)?;
@@ -59,7 +75,7 @@ pub(super) fn decide(bundle: &Bundle) -> Result<()> {
 /// Where the spec mounts the kernel's own state so that it can be written to.
 pub(super) fn writable_of_the_kernel(bundle: &Bundle) -> impl Iterator<Item = &Path> {
     let writable = |mount: &&Mount| {
-        let options = Options::parse(mount.options().as_deref().unwrap_or_default()).unwrap_or_default();
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default());
         (options.attr.set | options.recursive_attr.set) & libc::MOUNT_ATTR_RDONLY == 0
     };
     let mounts = bundle.spec().mounts().iter().flatten();
@@ -70,42 +86,63 @@ pub(super) fn writable_of_the_kernel(bundle: &Bundle) -> impl Iterator<Item = &P
 }
 
 fn one(
-    bundle: &Bundle,
+    container: &Container<'_>,
     mount: &Mount,
-    group: &Cgroup,
-    base: u64,
+    idmaps: &mut Idmaps,
     steps: &mut Vec<Step>,
     last: &mut Vec<Step>,
 ) -> Result<()> {
-    let mut options = match Options::parse(mount.options().as_deref().unwrap_or_default()) {
-        Ok(options) => options,
-        Err(option) => bail!(Unimplemented, "option {option} is not supported"),
-    };
+    let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
     let fstype = mount.typ().as_deref().unwrap_or_default();
     if fstype == "bind" || options.bind.is_some() {
-        return bind(bundle, mount, &options, base, steps);
+        return bind(container, mount, &options, idmaps, steps);
+    }
+    if is_id_mapped(mount) {
+        bail!(InvalidArgument, "uidMappings: only ids of a bind mount can be mapped");
+    }
+    if options.copy_up && (fstype != "tmpfs" || options.remount) {
+        bail!(InvalidArgument, "option tmpcopyup: only a new tmpfs begins with a copy");
+    }
+    if options.remount {
+        return remount(mount, &options, steps);
     }
     if !matches!(fstype, "proc" | "sysfs" | "mqueue" | "cgroup" | "cgroup2") {
-        options.data.extend(selinux::of_mounts(bundle.linux())?);
+        options.data.extend(selinux::of_mounts(container.bundle.linux())?);
     }
+    let has_mode = options.data.iter().any(|parameter| matches!(parameter, Parameter::Value(key, _) if key == "mode"));
     match fstype {
         "" | "none" => bail!(InvalidArgument, "type is missing"),
         "proc" | "sysfs" | "mqueue" => in_the_child(mount, fstype, &options, steps),
+        "tmpfs" if options.copy_up || !has_mode => like_the_target(mount, &options, steps, last),
         // Whose ids are those of the user namespace that it is made in.
-        "tmpfs" | "ramfs" | "devpts" if is_mapped(bundle) => {
+        "tmpfs" | "ramfs" | "devpts" if container.mappings.is_some() => {
             in_the_child(mount, fstype, &writable(mount, fstype, &options, last)?, steps)
         }
-        "cgroup" | "cgroup2" => cgroup(bundle, mount, &options, group, steps, last),
+        // Which is beside v1's hierarchies; what it shows depends on the process's cgroup namespace.
+        "cgroup2" if !container.cgroup.v2() => in_the_child(mount, fstype, &options, steps),
+        "cgroup" | "cgroup2" => cgroup(container, mount, &options, steps, last),
         _ => filesystem(mount, fstype, &options, steps, last),
     }
 }
 
 /// A bind mount; its source is found on the host, from the bundle if it is relative.
-fn bind(bundle: &Bundle, mount: &Mount, options: &Options, base: u64, steps: &mut Vec<Step>) -> Result<()> {
+fn bind(
+    container: &Container<'_>,
+    mount: &Mount,
+    options: &Options,
+    idmaps: &mut Idmaps,
+    steps: &mut Vec<Step>,
+) -> Result<()> {
+    if let Some(option) = options.only_of_a_file_system() {
+        bail!(InvalidArgument, "option {option}: a bind mount has no options of a file system");
+    }
+    if options.copy_up {
+        bail!(InvalidArgument, "option tmpcopyup: only a new tmpfs begins with a copy");
+    }
     let Some(source) = mount.source().as_deref().filter(|source| !source.as_os_str().is_empty()) else {
         bail!(InvalidArgument, "a bind mount needs a source");
     };
-    let source = bundle.path().join(source);
+    let source = container.bundle.path().join(source);
     let what = || format!("source {}", source.display());
     let make = make_like(&source).or_kind(Kind::InvalidArgument, what)?;
     let tree = clone_tree(&source, options.bind.unwrap_or(Recursive::No)).or_kind(Kind::InvalidArgument, what)?;
@@ -113,11 +150,18 @@ fn bind(bundle: &Bundle, mount: &Mount, options: &Options, base: u64, steps: &mu
     if mount.destination() == Path::new("/proc") && !procfs::contains(tree.as_fd()).or_kind(Kind::Internal, what)? {
         bail!(InvalidArgument, "source {}: only a procfs may be mounted on /proc", source.display());
     }
-    if base != 0 {
-        let attr = MountAttr { propagation: base, ..MountAttr::default() };
+    if container.base != 0 {
+        let attr = MountAttr { propagation: container.base, ..MountAttr::default() };
         sys::mount_setattr(tree.as_fd(), true, &attr).or_kind(Kind::Internal, what)?;
     }
-    set_attributes(tree.as_fd(), options).or_kind(Kind::InvalidArgument, what)?;
+    let exact = Options { attr: options.of_existing(), ..options.clone() };
+    match set_attributes(tree.as_fd(), &exact) {
+        // Some of what it has is locked by whoever made this mount namespace (mount_namespaces(7)).
+        Err(Errno::PERM) => set_attributes(tree.as_fd(), options),
+        result => result,
+    }
+    .or_kind(Kind::InvalidArgument, what)?;
+    idmaps.apply(mount, options, container.mappings, tree.as_fd())?;
     steps.push(Step::Attach { tree, at: target(mount.destination(), make, false)? });
     Ok(())
 }
@@ -154,11 +198,34 @@ fn in_the_child(mount: &Mount, fstype: &str, options: &Options, steps: &mut Vec<
     // proc and sysfs where an image put a symlink would be somewhere else than the paths to be masked.
     let no_symlinks = matches!(fstype, "proc" | "sysfs");
     steps.push(Step::MountNew { filesystem, at: target(mount.destination(), Make::Directory, no_symlinks)? });
+    propagations(options, steps);
+    Ok(())
+}
+
+/// A tmpfs that the child makes, as its mode, or all that is in it, is that of the folder that it hides.
+fn like_the_target(mount: &Mount, options: &Options, steps: &mut Vec<Step>, last: &mut Vec<Step>) -> Result<()> {
+    let options = writable(mount, "tmpfs", options, last)?;
+    let filesystem =
+        NewFilesystem::new("tmpfs", source(mount, "tmpfs"), &options).or_kind(Kind::InvalidArgument, || "options")?;
+    let at = target(mount.destination(), Make::Directory, false)?;
+    steps.push(Step::MountLike { filesystem, at, copy: options.copy_up });
+    propagations(&options, steps);
+    Ok(())
+}
+
+/// A mount that is there gets other attributes and parameters.
+fn remount(mount: &Mount, options: &Options, steps: &mut Vec<Step>) -> Result<()> {
+    let changes = NewFilesystem::new("", "", options).or_kind(Kind::InvalidArgument, || "options")?;
+    steps.push(Step::Remount { changes, attr: options.of_existing(), at: cstring(mount.destination())? });
+    Ok(())
+}
+
+/// The changes of propagation for the mount that was made by the step before.
+fn propagations(options: &Options, steps: &mut Vec<Step>) {
     for (propagation, recursive) in &options.propagation {
         let attr = MountAttr { propagation: *propagation, ..MountAttr::default() };
         steps.push(Step::SetAttr { attr, recursive: *recursive == Recursive::Yes });
     }
-    Ok(())
 }
 
 /// Any other file system, made here.
@@ -171,8 +238,12 @@ fn filesystem(
 ) -> Result<()> {
     let options = writable(mount, fstype, options, last)?;
     let source = source(mount, fstype);
-    let filesystem = NewFilesystem::new(fstype, source, &options).or_kind(Kind::InvalidArgument, || "options")?;
-    let tree = make_filesystem(&filesystem).or_kind(Kind::InvalidArgument, || format!("mount {fstype} {source:?}"))?;
+    let mut filesystem = NewFilesystem::new(fstype, source, &options).or_kind(Kind::InvalidArgument, || "options")?;
+    if fstype == "overlay" {
+        split_lower_folders(&mut filesystem.parameters);
+    }
+    let tree =
+        make_filesystem(&filesystem, None).or_kind(Kind::InvalidArgument, || format!("mount {fstype} {source:?}"))?;
     for (propagation, recursive) in &options.propagation {
         let attr = MountAttr { propagation: *propagation, ..MountAttr::default() };
         sys::mount_setattr(tree.as_fd(), *recursive == Recursive::Yes, &attr)
@@ -182,31 +253,27 @@ fn filesystem(
     Ok(())
 }
 
-/// The options without `ro` for a tmpfs, which then is a last step: other mounts may have to make their targets in it first.
+/// The options without `ro` for a tmpfs and for /dev, which then is a last step: mounts and devices may have to be made in it
+/// first.
 fn writable(mount: &Mount, fstype: &str, options: &Options, last: &mut Vec<Step>) -> Result<Options> {
     let mut options = options.clone();
-    if fstype == "tmpfs" && options.attr.set & libc::MOUNT_ATTR_RDONLY != 0 {
+    let is_filled = fstype == "tmpfs" || mount.destination() == Path::new("/dev");
+    if is_filled && options.attr.set & libc::MOUNT_ATTR_RDONLY != 0 {
         options.attr.set &= !libc::MOUNT_ATTR_RDONLY;
         last.push(Step::ReadonlyMount(cstring(mount.destination())?));
     }
     Ok(options)
 }
 
-/// Whether the container's root is another on the host.
-fn is_mapped(bundle: &Bundle) -> bool {
-    bundle.namespace(LinuxNamespaceType::User).is_some()
-}
-
 /// The container's own cgroups: on v2 one folder, on v1 a tmpfs with one for each hierarchy.
 fn cgroup(
-    bundle: &Bundle,
+    container: &Container<'_>,
     mount: &Mount,
     options: &Options,
-    cgroup: &Cgroup,
     steps: &mut Vec<Step>,
     last: &mut Vec<Step>,
 ) -> Result<()> {
-    let at = mount.destination();
+    let (at, cgroup) = (mount.destination(), container.cgroup);
     let bind = |path: &Path, recursive| -> Result<_> {
         let tree = clone_tree(path, recursive).or_kind(Kind::Internal, || format!("cgroup {}", path.display()))?;
         let private = MountAttr { propagation: libc::MS_PRIVATE, ..options.attr };
@@ -215,20 +282,20 @@ fn cgroup(
     };
     if cgroup.v2() {
         // Without a cgroup namespace the container sees the host's hierarchy.
-        let own = bundle.namespace(LinuxNamespaceType::Cgroup).is_some();
+        let own = container.bundle.namespace(LinuxNamespaceType::Cgroup).is_some();
         let path = if own { cgroup.hierarchies().into_iter().next().map(|h| h.path) } else { None };
         let tree = bind(&path.unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup")), Recursive::No)?;
         steps.push(Step::Attach { tree, at: target(at, Make::Directory, false)? });
         return Ok(());
     }
-    let mut tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"].map(str::to_owned)).unwrap_or_default();
-    tmpfs.data.extend(selinux::of_mounts(bundle.linux())?);
+    let mut tmpfs = Options::parse(&["nosuid", "nodev", "noexec", "mode=755"]);
+    tmpfs.data.extend(selinux::of_mounts(container.bundle.linux())?);
     let filesystem = NewFilesystem::new("tmpfs", "tmpfs", &tmpfs).or_kind(Kind::Internal, || "options")?;
     let at_root = target(at, Make::Directory, false)?;
-    steps.push(if is_mapped(bundle) {
+    steps.push(if container.mappings.is_some() {
         Step::MountNew { filesystem, at: at_root }
     } else {
-        let tree = make_filesystem(&filesystem).or_kind(Kind::Internal, || "mount tmpfs")?;
+        let tree = make_filesystem(&filesystem, None).or_kind(Kind::Internal, || "mount tmpfs")?;
         Step::Attach { tree, at: at_root }
     });
     for hierarchy in cgroup.hierarchies() {
@@ -239,6 +306,7 @@ fn cgroup(
             steps.push(Step::Symlink {
                 target: CString::new(hierarchy.name.as_str()).or_kind(Kind::Internal, || "name")?,
                 at: cstring(&at.join(name))?,
+                replace: false,
             });
         }
     }

@@ -1,5 +1,6 @@
-//! Namespaces of a spec → clone flags and steps, and what is set in them: names and sysctls.
+//! Namespaces of a spec → clone flags and steps, and what is set in them: clocks, names and sysctls.
 
+use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,12 +10,13 @@ use rustix::fs::{Mode, OFlags};
 use rustix::thread::ThreadNameSpaceType;
 
 use super::mounts::cstring;
+use super::net_devices::NetDevices;
 use super::plan::text;
 use super::step::Step;
 use super::user_namespace::{IdMappings, Settle};
 use crate::Kind;
 use crate::bundle::Bundle;
-use crate::error::{OrKind, Result};
+use crate::error::{OrKind, Result, bail};
 use crate::procfs::Procfs;
 
 /// What clone3(2) is to do.
@@ -24,19 +26,47 @@ pub(crate) struct Namespaces {
     /// The namespaces to be born in, of those that the spec names: the pid namespace, and with a user namespace all, as the
     /// child could not join the host's from in there.
     pub born_in: Vec<(OwnedFd, ThreadNameSpaceType)>,
-    /// What is to be done for the child in its new user namespace, if it gets one.
+    /// Steps of a process in between, whose child the container's first process is: it enters what that one must be born
+    /// in and what a thread of this process could not enter and leave again (setns(2)). Usually there are none.
+    pub before: Vec<Step>,
+    /// What is to be done for the child in its user namespace, if it gets one.
     pub user: Option<Settle>,
+    /// The network devices that are moved to it.
+    pub net_devices: Option<NetDevices>,
+}
+
+impl Namespaces {
+    /// Whether the child waits for [`Namespaces::settle`].
+    pub fn waits_for_parent(&self) -> bool {
+        self.user.is_some() || self.net_devices.is_some()
+    }
+
+    /// What only this process may do for the child, while that waits.
+    pub fn settle(&self, pid: u32) -> Result<()> {
+        self.user.as_ref().map_or(Ok(()), |user| user.settle(pid))?;
+        self.net_devices.as_ref().map_or(Ok(()), |devices| devices.move_to(pid))
+    }
 }
 
 /// Namespaces to make become clone flags, those to join become steps.
 pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: &mut Vec<Step>) -> Result<Namespaces> {
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Time, User, Uts};
     use ThreadNameSpaceType as T;
-    let mut namespaces = Namespaces { flags: 0, born_in: Vec::new(), user: None };
+    let net_devices = NetDevices::of(bundle)?;
+    let mut namespaces = Namespaces { flags: 0, born_in: Vec::new(), before: Vec::new(), user: None, net_devices };
+    let joined = mappings.and_then(IdMappings::joined);
+    let mapped = mappings.is_some();
+    let joins = |kind| bundle.namespace(kind).flatten().is_some();
+    let is_new = |kind| bundle.namespace(kind) == Some(None);
+    let in_between = joined.is_some() || is_new(Time) || mapped && (joins(Time) || joins(Mount));
+    if mapped || namespaces.waits_for_parent() {
+        steps.push(Step::AwaitParent);
+    }
     if let Some(mappings) = mappings {
-        namespaces.flags |= libc::CLONE_NEWUSER;
+        if joined.is_none() {
+            namespaces.flags |= libc::CLONE_NEWUSER;
+        }
         namespaces.user = Some(Settle::new(mappings.clone(), bundle.process()));
-        steps.push(Step::AwaitMappings);
         // The folders down to it need not be open to the container's ids.
         if let Some(folder) = bundle.root().parent() {
             steps.push(Step::EnterFolder(cstring(folder)?));
@@ -49,11 +79,16 @@ pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: 
         (Uts, "uts", T::HOST_NAME_AND_NIS_DOMAIN_NAME),
         (Pid, "pid", T::PROCESS_ID),
         (Cgroup, "cgroup", T::CONTROL_GROUP),
+        (Time, "time", T::TIME),
+        // Behind it paths lead elsewhere.
         (Mount, "mount", T::MOUNT),
     ] {
         match (kind, bundle.namespace(kind)) {
             (_, None) => {}
-            (_, Some(Some(path))) if kind == Pid || mappings.is_some() => {
+            (_, Some(Some(path))) if in_between && (kind == Pid || mapped) => {
+                namespaces.before.push(Step::Join(open_namespace(path, name)?, name));
+            }
+            (_, Some(Some(path))) if kind == Pid || mapped => {
                 namespaces.born_in.push((open_namespace(path, name)?, flag));
             }
             (_, Some(Some(path))) => steps.push(Step::Join(open_namespace(path, name)?, name)),
@@ -67,11 +102,31 @@ pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: 
             (Uts, Some(None)) => namespaces.flags |= libc::CLONE_NEWUTS,
             (Pid, Some(None)) => namespaces.flags |= libc::CLONE_NEWPID,
             (Mount, Some(None)) => namespaces.flags |= libc::CLONE_NEWNS,
-            // The one is above, the other was refused when the bundle was opened.
-            (User | Time, _) => {}
+            // Who makes it is not in it, and its clocks can be set until its first process comes (time_namespaces(7)).
+            (Time, Some(None)) => {
+                namespaces.before.push(Step::Unshare(libc::CLONE_NEWTIME, name));
+                namespaces.before.extend(time_offsets(bundle)?.map(Step::TimeOffsets));
+            }
+            (User, _) => {}
         }
     }
+    if let Some(joined) = joined {
+        // Last, as from in there the others could not be entered.
+        let joined = joined.try_clone_to_owned().or_kind(Kind::Unavailable, || "duplicate the user namespace")?;
+        namespaces.before.push(Step::Join(joined, "user"));
+    }
     Ok(namespaces)
+}
+
+/// The clocks as /proc/self/timens_offsets takes them, sorted: name, seconds, nanoseconds.
+fn time_offsets(bundle: &Bundle) -> Result<Option<CString>> {
+    let offsets =
+        bundle.linux().time_offsets().iter().flatten().map(|(clock, offset)| {
+            format!("{clock} {} {}\n", offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0))
+        });
+    let mut offsets: Vec<_> = offsets.collect();
+    offsets.sort_unstable();
+    if offsets.is_empty() { Ok(None) } else { text(&offsets.concat(), "linux.timeOffsets").map(Some) }
 }
 
 pub(crate) fn open_namespace(path: &Path, name: &str) -> Result<OwnedFd> {
@@ -92,6 +147,7 @@ pub(super) fn host_names(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
         .and_then(|procfs| procfs.folder(c"sys"))
         .or_kind(Kind::Internal, || "linux.sysctl: open /proc/sys")?;
     let proc_sys = Arc::new(proc_sys);
+    refuse_of_the_host(bundle)?;
     for (key, value) in sysctls {
         // In a key with slashes dots are part of names, such as those of VLAN interfaces (sysctl(8)).
         let path = if key.contains('/') { key.clone() } else { key.replace('.', "/") };
@@ -100,6 +156,20 @@ pub(super) fn host_names(bundle: &Bundle, steps: &mut Vec<Step>) -> Result<()> {
             path: text(&path, "linux.sysctl")?,
             value: text(value, "linux.sysctl")?,
         });
+    }
+    Ok(())
+}
+
+/// A network namespace by path may be the host's, whose settings are not the container's.
+fn refuse_of_the_host(bundle: &Bundle) -> Result<()> {
+    let is_of_network = |key: &&String| key.starts_with("net.") || key.starts_with("net/");
+    let Some(path) = bundle.namespace(LinuxNamespaceType::Network).flatten() else { return Ok(()) };
+    let Some(key) = bundle.linux().sysctl().iter().flatten().map(|(key, _)| key).find(is_of_network) else {
+        return Ok(());
+    };
+    let inode = |path: &Path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+    if inode(path) == inode(Path::new("/proc/thread-self/ns/net")) {
+        bail!(InvalidArgument, "linux.sysctl: {key}: {} is the network namespace of the host", path.display());
     }
     Ok(())
 }

@@ -15,6 +15,12 @@ pub(crate) struct Options {
     pub attr: MountAttr,
     /// Attributes of the mount and of all below it (`rro`, `rnosuid`, …).
     pub recursive_attr: MountAttr,
+    /// Ids are mapped, of this mount (`idmap`) or of the tree below it too (`ridmap`).
+    pub idmap: Option<Recursive>,
+    /// A mount that is there is changed (`remount`).
+    pub remount: bool,
+    /// A tmpfs begins with a copy of what it hides (`tmpcopyup`).
+    pub copy_up: bool,
     /// Propagation changes in their order: MS_SHARED, …, and whether of the whole tree below.
     pub propagation: Vec<(u64, Recursive)>,
     /// Parameters for the file system: `key=value`, or a flag.
@@ -34,9 +40,6 @@ pub(crate) enum Parameter {
     Flag(String),
     Value(String, String),
 }
-
-/// Options that are known words of runc's but that hybrid does not do yet.
-const UNSUPPORTED: [&str; 4] = ["tmpcopyup", "idmap", "ridmap", "remount"];
 
 /// A pair of words that set and clear one mount attribute; `r` in front makes them recursive.
 struct Attribute {
@@ -72,10 +75,14 @@ const PROPAGATION: [(&str, u64); 4] = [
 ];
 
 /// Superblock flags whose mount(8) word is also the kernel's parameter name.
-const SUPERBLOCK_FLAGS: [&str; 5] = ["sync", "dirsync", "lazytime", "mand", "iversion"];
+const SUPERBLOCK_FLAGS: [&str; 4] = ["sync", "dirsync", "lazytime", "mand"];
 
-/// Words that mean the default, so that there is nothing to do.
-const DEFAULTS: [&str; 7] = ["defaults", "async", "nolazytime", "nomand", "noiversion", "loud", "auto"];
+/// Words that mean the default, so that there is nothing to do. Of `iversion` the kernel takes no notice any more: file
+/// systems that have a version of inodes have it always.
+const DEFAULTS: [&str; 8] = ["defaults", "async", "nolazytime", "nomand", "iversion", "noiversion", "loud", "auto"];
+
+/// Words for what is done beside mounting.
+const BESIDE: [&str; 4] = ["idmap", "ridmap", "remount", "tmpcopyup"];
 
 /// The propagation that a word names, with `r` in front for the whole tree.
 pub(crate) fn propagation(word: &str) -> Option<(u64, Recursive)> {
@@ -89,31 +96,46 @@ pub(crate) fn known() -> Vec<String> {
     let attributes = attributes.chain(ATIME.iter().map(|(word, _)| *word));
     let trees = attributes.chain(PROPAGATION.iter().map(|(word, _)| *word)).chain(["bind"]);
     let words = trees.flat_map(|word| [word.to_owned(), format!("r{word}")]);
-    let alone = DEFAULTS.into_iter().chain(SUPERBLOCK_FLAGS).chain(["silent"]);
+    let alone = DEFAULTS.into_iter().chain(SUPERBLOCK_FLAGS).chain(BESIDE).chain(["silent"]);
     words.chain(alone.map(str::to_owned)).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 impl Options {
     /// Understands a list of options. Later words win over earlier ones; words that are not known are parameters for the
     /// file system, as with runc.
-    ///
-    /// # Errors
-    /// The word that is not supported.
-    pub fn parse(words: &[String]) -> Result<Options, String> {
+    pub fn parse<S: AsRef<str>>(words: &[S]) -> Options {
         let mut options = Options::default();
-        for word in words {
-            if UNSUPPORTED.contains(&word.as_str()) {
-                return Err(word.clone());
-            }
-            options.add(word);
+        words.iter().for_each(|word| options.add(word.as_ref()));
+        options
+    }
+
+    /// The attributes of a mount that is there already, and a bind is a copy of one: what is named, and nothing else but
+    /// the access time; with no word for an attribute, those that it has (mount(2), "Remounting an existing mount").
+    pub fn of_existing(&self) -> MountAttr {
+        if self.attr.is_empty() {
+            return self.attr;
         }
-        Ok(options)
+        let all = ATTRIBUTES.iter().filter(|attribute| attribute.bit != libc::MOUNT_ATTR_NODIRATIME);
+        let all = all.fold(0, |all, attribute| all | attribute.bit);
+        MountAttr { clear: self.attr.clear | all & !self.attr.set, ..self.attr }
+    }
+
+    /// A parameter that only a file system understands, which a bind has no way to change.
+    pub fn only_of_a_file_system(&self) -> Option<&str> {
+        self.data.iter().find_map(|parameter| match parameter {
+            Parameter::Flag(key) if SUPERBLOCK_FLAGS.contains(&key.as_str()) => None,
+            Parameter::Flag(key) | Parameter::Value(key, _) => Some(key.as_str()),
+        })
     }
 
     fn add(&mut self, word: &str) {
         match word {
             "bind" => self.bind = Some(Recursive::No),
             "rbind" => self.bind = Some(Recursive::Yes),
+            "idmap" => self.idmap = Some(Recursive::No),
+            "ridmap" => self.idmap = Some(Recursive::Yes),
+            "remount" => self.remount = true,
+            "tmpcopyup" => self.copy_up = true,
             // Both say that nothing should be logged; fsconfig has no such parameter for most file systems.
             "silent" => {}
             _ if DEFAULTS.contains(&word) => {}
@@ -161,7 +183,7 @@ mod tests {
     use super::*;
 
     fn parse(words: &[&str]) -> Options {
-        Options::parse(&words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>()).unwrap()
+        Options::parse(words)
     }
 
     #[test]
@@ -203,17 +225,26 @@ mod tests {
             let flag = SUPERBLOCK_FLAGS.contains(&word.as_str());
             assert_eq!(data, if flag { vec![Parameter::Flag(word.clone())] } else { vec![] }, "{word}");
         }
-        for word in ["ro", "rro", "rbind", "rslave", "rnosymfollow", "nostrictatime", "lazytime", "defaults"] {
+        for word in ["ro", "rro", "rbind", "rslave", "rnosymfollow", "nostrictatime", "lazytime", "defaults", "ridmap"]
+        {
             assert!(known.iter().any(|known| known == word), "{word}");
-        }
-        for word in UNSUPPORTED {
-            assert!(!known.iter().any(|known| known == word), "{word}");
-            assert_eq!(Options::parse(&[word.to_owned()]), Err(word.to_owned()));
         }
     }
 
     #[test]
-    fn what_is_not_done_is_named() {
-        assert_eq!(Options::parse(&["ro".into(), "tmpcopyup".into()]), Err("tmpcopyup".into()));
+    fn attributes_of_a_mount_that_is_there_are_those_that_are_named() {
+        use libc::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY};
+        assert_eq!(parse(&["rbind", "rslave"]).of_existing(), MountAttr::default());
+        let attr = parse(&["bind", "ro", "nosuid"]).of_existing();
+        assert_eq!(attr.set, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID);
+        assert_eq!(attr.clear, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NOSYMFOLLOW);
+        let attr = parse(&["rbind", "rw"]).of_existing();
+        assert_eq!((attr.set, attr.clear & MOUNT_ATTR_NOEXEC), (0, MOUNT_ATTR_NOEXEC));
+    }
+
+    #[test]
+    fn what_a_bind_cannot_change_is_found() {
+        assert_eq!(parse(&["rbind", "ro", "sync", "idmap"]).only_of_a_file_system(), None);
+        assert_eq!(parse(&["rbind", "size=5"]).only_of_a_file_system(), Some("size"));
     }
 }

@@ -27,6 +27,7 @@ use crate::cgroup::Cgroup;
 use crate::console::Console;
 use crate::error::{OrKind, Result, bail};
 use crate::hooks::Hooks;
+use crate::resctrl::Resctrl;
 use crate::rootfs::Rootfs;
 use crate::sys::{self, CStringArray, MountAttr};
 use crate::{CreateOptions, Kind, Stdio};
@@ -49,6 +50,8 @@ pub(crate) struct Compiled {
     pub console: Option<Console>,
     /// The seccomp filter of the spec, for processes that join the container later.
     pub filter: Option<Filter>,
+    /// The container's ids, where it has a user namespace.
+    pub mappings: Option<IdMappings>,
 }
 
 /// Compiles everything. The bundle's spec was checked when it was opened; what is found out here depends on the host.
@@ -58,14 +61,15 @@ pub(crate) fn compile(
     cgroup: &Cgroup,
     stdio: Stdio,
     payload: Payload,
+    resctrl: Option<&Resctrl>,
     options: &CreateOptions,
 ) -> Result<Compiled> {
     let process = bundle.process();
     let for_guest = matches!(payload, Payload::Runner { .. });
     let environment = environment(process, rootfs.tree(), for_guest);
     let mut steps = Vec::new();
-    let mappings = IdMappings::of(bundle);
-    steps.extend(join_cgroup(cgroup)?);
+    let mappings = IdMappings::of(bundle)?;
+    steps.extend(join_cgroup(cgroup, resctrl)?);
     steps.push(scheduling::all_cpus());
     if mappings.is_none() {
         // Else the parent does it.
@@ -108,7 +112,7 @@ pub(crate) fn compile(
             NewFilesystem::new("tmpfs", "tmpfs", &options).or_kind(Kind::InvalidArgument, || "linux.mountLabel")?;
         plan.mask.parameters.extend(labelled.parameters);
     }
-    Ok(Compiled { namespaces, plan, console, filter })
+    Ok(Compiled { namespaces, plan, console, filter, mappings })
 }
 
 /// As much of a plan as is decided without looking at the host: no mount is made, and there is no file to start from.
@@ -132,7 +136,7 @@ pub(crate) fn compile_without_host(bundle: &Bundle) -> Result<Plan> {
     crate::console::size(process)?;
     steps.extend(scheduling::of_process(process)?);
     steps.extend(scheduling::of_container(bundle.linux())?.steps());
-    let filter = Filter::of(bundle)?;
+    let filter = bundle.linux().seccomp().as_ref().map(Filter::without_agent).transpose()?;
     user::compile(process, mapped, filter.as_ref(), Step::Session, &mut steps)?;
     let environment = process.env().clone().unwrap_or_default();
     program(process, Payload::Spec, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)
@@ -187,14 +191,16 @@ pub(super) fn executing(
 ) -> Result<Plan> {
     steps.push(Step::Exec);
     let envp = environment.iter().map(|entry| text(entry, "env")).collect::<Result<_>>()?;
-    let mask = Options::parse(&["mode=0755".to_owned(), "ro".to_owned()]).unwrap_or_default();
+    let mask = Options::parse(&["mode=0755", "ro"]);
     let mask = NewFilesystem::new("tmpfs", "tmpfs", &mask).or_kind(Kind::Internal, || "mask")?;
     Ok(Plan { steps, mask, program, called, argv: CStringArray::new(argv), envp: CStringArray::new(envp) })
 }
 
-/// The cgroup, where the process is not born in it. To be joined while the host's file systems are still in sight.
-pub(super) fn join_cgroup(cgroup: &Cgroup) -> Result<Option<Step>> {
-    let files = cgroup.task_files()?;
+/// The cgroup, where the process is not born in it, and the group of resctrl. To be joined while the host's file systems are
+/// still in sight.
+pub(super) fn join_cgroup(cgroup: &Cgroup, resctrl: Option<&Resctrl>) -> Result<Option<Step>> {
+    let mut files = cgroup.task_files()?;
+    files.extend(resctrl.map(Resctrl::task_files).transpose()?.unwrap_or_default());
     Ok((!files.is_empty()).then_some(Step::JoinCgroups(files)))
 }
 
@@ -244,7 +250,7 @@ fn file_systems(
     // With a user namespace from the folder that was entered for it.
     let at = at.file_name().map(Path::new).filter(|_| mappings.is_some()).unwrap_or(&at);
     steps.push(Step::AttachRootfs { tree, at: cstring(at)? });
-    let last = mounts::compile(bundle, cgroup, base, steps)?;
+    let last = mounts::compile(bundle, mappings, cgroup, base, steps)?;
     if !binds_dev(bundle) {
         devices(bundle, mappings.is_some(), steps)?;
     }

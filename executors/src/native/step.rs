@@ -37,7 +37,7 @@ pub(crate) enum Program {
 
 /// One step.
 pub(crate) enum Step {
-    /// Enter the cgroups whose `tasks` files these are (cgroup v1).
+    /// Enter the cgroups of v1, and the group of resctrl, whose `tasks` files these are.
     ///
     /// Moving another process takes the kernel milliseconds (it waits for an RCU grace period); a thread that moves itself
     /// needs no such wait, and this process has one thread.
@@ -46,8 +46,8 @@ pub(crate) enum Step {
     OomScore(CString),
     /// A session of its own, so that signals to the shim's terminal don't reach it.
     Session,
-    /// Wait until the parent has mapped the ids of the new user namespace.
-    AwaitMappings,
+    /// Wait until the parent has done what only it may, such as mapping the ids of the new user namespace.
+    AwaitParent,
     /// Enter a folder of the host, while this process still owns what the host's root does.
     EnterFolder(CString),
     /// Become the root of the user namespace, in no other groups: who the files are that it makes.
@@ -60,6 +60,8 @@ pub(crate) enum Step {
     JoinContainer(OwnedFd, ThreadNameSpaceType),
     /// Namespaces that must be made after the process is in its cgroups.
     Unshare(i32, &'static str),
+    /// The clocks of the time namespace that this process has made for its children.
+    TimeOffsets(CString),
     Keyring(CString),
     /// Bring up the loopback interface of a new network namespace.
     LoopbackUp,
@@ -93,6 +95,19 @@ pub(crate) enum Step {
         filesystem: NewFilesystem,
         at: Target,
     },
+    /// The same for one that has the mode of the folder that it hides, unless that is among its parameters, and with
+    /// `copy` what is in it.
+    MountLike {
+        filesystem: NewFilesystem,
+        at: Target,
+        copy: bool,
+    },
+    /// Change the mount at a path, and with `changes` its file system.
+    Remount {
+        changes: NewFilesystem,
+        attr: MountAttr,
+        at: CString,
+    },
     Device {
         path: CString,
         mode: u32,
@@ -103,6 +118,8 @@ pub(crate) enum Step {
     Symlink {
         target: CString,
         at: CString,
+        /// Take away what is there; else it stays.
+        replace: bool,
     },
     /// Hide a path: a file behind /dev/null, a folder behind an empty read-only tmpfs. Missing paths are skipped.
     Mask(CString),
@@ -238,13 +255,14 @@ impl fmt::Display for Step {
             Step::JoinCgroups(_) => write!(f, "enter the cgroup"),
             Step::OomScore(score) => write!(f, "process.oomScoreAdj: set {}", Text(score)),
             Step::Session => write!(f, "setsid"),
-            Step::AwaitMappings => write!(f, "wait for the mappings of the user namespace"),
+            Step::AwaitParent => write!(f, "wait for the shim"),
             Step::EnterFolder(path) => write!(f, "root: chdir to {}", Text(path)),
             Step::BecomeRoot => write!(f, "linux.uidMappings: become the root of the user namespace"),
             Step::DieWithParent => write!(f, "set the signal for the end of the shim"),
             Step::Join(_, name) => write!(f, "linux.namespaces: join the {name} namespace"),
             Step::JoinContainer(..) => write!(f, "join the container's namespaces"),
             Step::Unshare(_, name) => write!(f, "linux.namespaces: make a {name} namespace"),
+            Step::TimeOffsets(offsets) => write!(f, "linux.timeOffsets: set {:?}", offsets),
             Step::Keyring(_) => write!(f, "join a session keyring"),
             Step::LoopbackUp => write!(f, "bring up the loopback interface"),
             Step::Hostname(name) => write!(f, "hostname: set {name:?}"),
@@ -254,11 +272,12 @@ impl fmt::Display for Step {
             Step::AttachRootfs { at, .. } => write!(f, "root: attach the rootfs at {}", Text(at)),
             Step::Attach { at, .. } => write!(f, "mounts: attach at {}", Text(&at.path)),
             Step::SetAttr { .. } => write!(f, "mounts: mount_setattr"),
-            Step::MountNew { filesystem, at } => {
+            Step::MountNew { filesystem, at } | Step::MountLike { filesystem, at, .. } => {
                 write!(f, "mounts: mount {} at {}", Text(&filesystem.fstype), Text(&at.path))
             }
+            Step::Remount { at, .. } => write!(f, "mounts: remount {}", Text(at)),
             Step::Device { path, .. } => write!(f, "linux.devices: make {}", Text(path)),
-            Step::Symlink { target, at } => write!(f, "symlink {} to {}", Text(at), Text(target)),
+            Step::Symlink { target, at, .. } => write!(f, "symlink {} to {}", Text(at), Text(target)),
             Step::Mask(path) => write!(f, "linux.maskedPaths: mask {}", Text(path)),
             Step::ReadonlyPath(path) => write!(f, "linux.readonlyPaths: make {} read-only", Text(path)),
             Step::ReadonlyMount(path) => write!(f, "mounts: make {} read-only", Text(path)),

@@ -1,36 +1,107 @@
-//! User namespaces: which ids of the host a container's are, and what the host's root does for a child that is born in a
-//! new one, where it is nobody to the host.
+//! User namespaces: which ids of the host a container's are, and what the host's root does for a child that is born in
+//! one, where it is nobody to the host.
 //!
 //! Source: OCI runtime spec, config-linux.md "User namespace mappings"; user_namespaces(7).
 
 use std::ffi::CString;
 use std::fmt::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Process};
 use rustix::fs::{FileType, Gid, Uid, fchown};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
-use super::user;
+use super::namespaces::open_namespace;
+use super::{idmap, user};
 use crate::Kind;
 use crate::bundle::Bundle;
 use crate::error::{OrKind, Result, bail};
 use crate::procfs::Procfs;
 
 /// The ids that a container has, and the host's for them.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(crate) struct IdMappings {
     uids: Vec<LinuxIdMapping>,
     gids: Vec<LinuxIdMapping>,
+    /// The user namespace that has them, where it is not a new one.
+    joined: Option<Joined>,
+}
+
+#[derive(Clone)]
+struct Joined(Arc<OwnedFd>);
+
+impl PartialEq for Joined {
+    fn eq(&self, other: &Joined) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl IdMappings {
-    /// Those of the container's own user namespace, if it has one.
-    pub fn of(bundle: &Bundle) -> Option<IdMappings> {
+    /// Those of a new user namespace.
+    pub fn new(uids: Vec<LinuxIdMapping>, gids: Vec<LinuxIdMapping>) -> IdMappings {
+        IdMappings { uids, gids, joined: None }
+    }
+
+    /// Those of the container's user namespace, if it has another than this process.
+    pub fn of(bundle: &Bundle) -> Result<Option<IdMappings>> {
         let list = |mappings: &Option<Vec<LinuxIdMapping>>| mappings.clone().unwrap_or_default();
-        let linux = bundle.linux();
-        bundle.namespace(LinuxNamespaceType::User)?;
-        Some(IdMappings { uids: list(linux.uid_mappings()), gids: list(linux.gid_mappings()) })
+        let (uids, gids) = (list(bundle.linux().uid_mappings()), list(bundle.linux().gid_mappings()));
+        match bundle.namespace(LinuxNamespaceType::User) {
+            None => Ok(None),
+            Some(None) => Ok(Some(IdMappings::new(uids, gids))),
+            Some(Some(path)) => Self::of_path(path, uids, gids, bundle.process()),
+        }
+    }
+
+    /// Those of an existing user namespace. containerd and others give the mappings as well; as with runc they must be the
+    /// namespace's own then.
+    fn of_path(
+        path: &Path,
+        uids: Vec<LinuxIdMapping>,
+        gids: Vec<LinuxIdMapping>,
+        process: &Process,
+    ) -> Result<Option<IdMappings>> {
+        let namespace = open_namespace(path, "user")?;
+        let own = open_namespace(Path::new("/proc/self/ns/user"), "user")?;
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        if inode(&namespace) == inode(&own) {
+            // The kernel lets nobody enter the one that it is in.
+            return Ok(None);
+        }
+        let (own_uids, own_gids) = idmap::mappings_of(namespace.as_fd())?;
+        for (field, given, own) in [("linux.uidMappings", &uids, &own_uids), ("linux.gidMappings", &gids, &own_gids)] {
+            if !given.is_empty() && sorted(given) != sorted(own) {
+                bail!(InvalidArgument, "{field}: not those of the user namespace {}", path.display());
+            }
+            if on_host(own, 0).is_none() {
+                bail!(InvalidArgument, "{field}: 0 is not mapped in the user namespace {}", path.display());
+            }
+        }
+        let joined = Some(Joined(Arc::new(namespace)));
+        let mappings = IdMappings { uids: own_uids, gids: own_gids, joined };
+        mappings.check(process)?;
+        Ok(Some(mappings))
+    }
+
+    /// The existing user namespace, where it is not a new one.
+    pub fn joined(&self) -> Option<BorrowedFd<'_>> {
+        self.joined.as_ref().map(|joined| joined.0.as_fd())
+    }
+
+    /// Writes them to the new user namespace of a process.
+    pub fn write(&self, pid: u32) -> Result<()> {
+        for (field, file, mappings) in
+            [("linux.gidMappings", "gid_map", &self.gids), ("linux.uidMappings", "uid_map", &self.uids)]
+        {
+            // The kernel takes them all at once or not at all.
+            let text = lines(mappings);
+            write(pid, file, &text)
+                .or_kind(Kind::InvalidArgument, || format!("{field}: write {:?}", text.trim_end()))?;
+        }
+        Ok(())
     }
 
     /// Fails unless all ids of the process are mapped.
@@ -91,7 +162,14 @@ pub(crate) fn on_host(mappings: &[LinuxIdMapping], id: u32) -> Option<u32> {
     })
 }
 
-/// What the parent does to a child that waits in its new user namespace.
+/// Mappings in an order that does not depend on that of their lines.
+fn sorted(mappings: &[LinuxIdMapping]) -> Vec<(u32, u32, u32)> {
+    let mut mappings: Vec<_> = mappings.iter().map(|m| (m.container_id(), m.host_id(), m.size())).collect();
+    mappings.sort_unstable();
+    mappings
+}
+
+/// What the parent does to a child that waits in its user namespace.
 pub(crate) struct Settle {
     mappings: IdMappings,
     oom_score: Option<i32>,
@@ -104,7 +182,7 @@ impl Settle {
         Settle { mappings, oom_score: process.oom_score_adj(), rlimits: raised(process) }
     }
 
-    /// Writes the mappings of the child's namespace, and what only the host's root may set.
+    /// Writes the mappings of the child's namespace if that is new, and what only the host's root may set.
     pub fn settle(&self, pid: u32) -> Result<()> {
         for (resource, limit) in &self.rlimits {
             let pid = Pid::from_raw(pid as i32);
@@ -115,16 +193,7 @@ impl Settle {
             write(pid, "oom_score_adj", &score.to_string())
                 .or_kind(Kind::Internal, || format!("process.oomScoreAdj: set {score}"))?;
         }
-        for (field, file, mappings) in [
-            ("linux.gidMappings", "gid_map", &self.mappings.gids),
-            ("linux.uidMappings", "uid_map", &self.mappings.uids),
-        ] {
-            // The kernel takes them all at once or not at all.
-            let text = lines(mappings);
-            write(pid, file, &text)
-                .or_kind(Kind::InvalidArgument, || format!("{field}: write {:?}", text.trim_end()))?;
-        }
-        Ok(())
+        if self.mappings.joined.is_none() { self.mappings.write(pid) } else { Ok(()) }
     }
 }
 
@@ -145,7 +214,7 @@ pub(super) fn raised(process: &Process) -> Vec<(Resource, Rlimit)> {
 }
 
 /// Mappings as uid_map and gid_map have them: first id inside, first id outside, how many.
-fn lines(mappings: &[LinuxIdMapping]) -> String {
+pub(super) fn lines(mappings: &[LinuxIdMapping]) -> String {
     mappings.iter().fold(String::new(), |mut text, m| {
         let _ = writeln!(text, "{} {} {}", m.container_id(), m.host_id(), m.size());
         text

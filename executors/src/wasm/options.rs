@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use oci_spec::runtime::LinuxResources;
 use runner::{Destination, Host, Network, PROPOSALS, Preopen, Settings};
 
 use crate::bundle::Bundle;
@@ -95,6 +96,14 @@ impl WasmOptions {
         match (key.set)(self, value) {
             Ok(()) => Ok(()),
             Err(wanted) => bail!(InvalidArgument, "{name}: {value:?} given, {wanted} expected"),
+        }
+    }
+
+    /// Follows what is said of a container's memory; nothing, or zero, leaves it as it is, and less is no limit.
+    pub(crate) fn limit(&mut self, resources: Option<&LinuxResources>) {
+        let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
+        if let Some(limit) = limit.filter(|limit| *limit != 0) {
+            self.settings.memory = u64::try_from(limit).ok().map(share);
         }
     }
 

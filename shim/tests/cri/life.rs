@@ -5,6 +5,7 @@ use crate::harness::case::CaseOf;
 use crate::harness::leaks::Process;
 use crate::pod::{Case, Container, Test};
 use anyhow::{Context, Result, ensure};
+use std::fs;
 
 pub const CASES: &[Case] = &[
     CaseOf::new("a_container_of_a_pod", a_container as _).all(),
@@ -20,6 +21,7 @@ pub const CASES: &[Case] = &[
     CaseOf::new("a_pod_that_goes_with_its_containers", all_at_once as _).all(),
     CaseOf::new("a_terminal", terminal as _),
     CaseOf::new("the_network_of_the_node", node_network as _).all(),
+    CaseOf::new("a_user_namespace", user_namespace as _).all(),
 ];
 
 fn a_container(test: &Test) -> Result<()> {
@@ -179,5 +181,26 @@ fn node_network(test: &Test) -> Result<()> {
     let pod = test.pod(|config| namespaces(config, |namespaces| namespaces.network = NamespaceMode::Node as i32))?;
     let status = pod.run(test.kind, "main", &["hello"])?.ended()?;
     ensure!(status.exit_code == 0, "{status:?}");
+    Ok(())
+}
+
+/// Since 1.7 with stateless pods, since 2.0 with all.
+fn user_namespace(test: &Test) -> Result<()> {
+    if test.containerd.line != "2.x" {
+        return Ok(());
+    }
+    let mapping = || vec![IdMapping { host_id: 200_000, container_id: 0, length: 65536 }];
+    let pod = test.pod(|config| {
+        let options = UserNamespace { mode: NamespaceMode::Pod as i32, uids: mapping(), gids: mapping() };
+        namespaces(config, |namespaces| namespaces.userns_options = Some(options));
+    })?;
+    let container = pod.run(test.kind, "main", &["pause"])?;
+    container.logged("ready")?;
+    let init = Process::all()?.into_iter().find(|process| process.mentions(&container.id));
+    let pid = init.context("no process of the container")?.pid;
+    let maps = fs::read_to_string(format!("/proc/{pid}/uid_map")).context("reading the mappings")?;
+    ensure!(maps.split_whitespace().eq(["0", "200000", "65536"]), "{maps}");
+    let output = container.exec(&["write", "/file", "text"])?;
+    ensure!(output.exit_code == 0, "{output:?}");
     Ok(())
 }

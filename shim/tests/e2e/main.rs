@@ -36,7 +36,11 @@ mod info;
 mod io;
 mod isolation;
 mod lifecycle;
+mod linux;
 mod logger;
+mod mounts;
+mod namespaces;
+mod net_devices;
 mod oom;
 mod options;
 mod process;
@@ -70,6 +74,10 @@ const THEMES: &[(&str, &[Case])] = &[
     ("isolation", isolation::CASES),
     ("apparmor", apparmor::CASES),
     ("filesystem", filesystem::CASES),
+    ("linux", linux::CASES),
+    ("mounts", mounts::CASES),
+    ("namespaces", namespaces::CASES),
+    ("net_devices", net_devices::CASES),
     ("scheduling", scheduling::CASES),
     ("seccomp", seccomp::CASES),
     ("signals", signals::CASES),

@@ -14,14 +14,12 @@ pub const CASES: &[Case] = &[
         let id = test.id.clone();
         task.end()?;
         announced(test, &id)
-    })
-    .all(),
+    }),
     Case::new("by_ctr", |test| {
         let output = test.run(&["eat", "400"]).flags(&["--memory-limit", LIMIT_TEXT]).output()?.exits(137)?;
         ensure!(!output.stdout.contains("eaten"), "{output}");
         announced(test, &test.id)
-    })
-    .all(),
+    }),
     Case::new("of_a_child", |test| {
         let io = Fifos::new(test.containerd)?;
         let task = test.created(limited(test, &["eat-in-child", "400"])?, |request| io.name(request))?;
@@ -39,8 +37,32 @@ pub const CASES: &[Case] = &[
         // The kernel chooses: init is smaller.
         ensure!(task.state().context("State")?.status() == Status::RUNNING, "init no longer runs");
         task.end()
+    }),
+    // Its memory can't grow so far that the kernel had to.
+    Case::new("not_of_a_guest", |test| {
+        let task = test.task_of(limited(test, &["pause"])?)?;
+        let output = task.exec("one", &["eat", "400"])?.run()?.exits(1)?;
+        ensure!(output.stderr.contains("Out of memory") && !output.stdout.contains("eaten"), "{output}");
+        task.end()?;
+        let id = test.other("by-ctr");
+        let output = test.run(&["eat", "400"]).flags(&["--memory-limit", LIMIT_TEXT]).id(&id).output()?.exits(1)?;
+        ensure!(output.stderr.contains("Out of memory"), "{output}");
+        none(test, &test.id)?;
+        none(test, &id)
     })
-    .all(),
+    .kinds(Kind::WASM),
+    // One that was made with another limit.
+    Case::new("of_a_guest", |test| {
+        let spec = test.spec(&["eat", "400"])?.set("/linux/resources", json!({"memory": {"limit": LIMIT * 8}}))?;
+        let task = test.created(spec, |_| ())?;
+        task.update(json!({"memory": {"limit": LIMIT}})).context("Update")?;
+        task.start().context("Start")?;
+        ensure!(task.wait().context("Wait")?.exit_status == 137, "exit status");
+        let id = test.id.clone();
+        task.end()?;
+        announced(test, &id)
+    })
+    .kinds(Kind::WASM),
     Case::new("not_without_cause", |test| {
         let task = test.task_of(limited(test, &["eat", "8"])?)?;
         ensure!(task.wait().context("Wait")?.exit_status == 0, "exit status");

@@ -178,16 +178,6 @@ pub const CASES: &[Case] = &[
         Ok(())
     })
     .hybrid_only(), // runc's words name no field
-    Case::new("path_refused", |test| {
-        let mut spec = mapped(test, &["hello"])?;
-        for namespace in spec.value["linux"]["namespaces"].as_array_mut().context("namespaces")? {
-            if namespace["type"] == "user" {
-                namespace["path"] = json!("/proc/self/ns/user");
-            }
-        }
-        spec.run()?.output()?.refused(&["linux.namespaces", "user namespace by path"]).map(drop)
-    })
-    .hybrid_only(),
 ];
 
 /// A spec with a user namespace and one range of ids.

@@ -49,8 +49,8 @@ const ALWAYS: [(char, Option<u32>, Option<u32>, &str); 11] = [
     ('c', Some(5), Some(1), "rwm"),
 ];
 
-/// What no rule can say. Read as it stands it might allow more than was meant.
-pub(crate) fn check(spec: &[LinuxDeviceCgroup]) -> Result<()> {
+/// What no rule can say, or none of v1. Read as it stands it might allow more than was meant.
+pub(crate) fn check(spec: &[LinuxDeviceCgroup], v2: bool) -> Result<()> {
     for rule in spec {
         if rule.typ() == Some(LinuxDeviceType::P) {
             bail!(InvalidArgument, "linux.resources.devices: {rule}: p is no kind of device");
@@ -63,7 +63,15 @@ pub(crate) fn check(spec: &[LinuxDeviceCgroup]) -> Result<()> {
             bail!(InvalidArgument, "linux.resources.devices: {rule}: no device has such a number");
         }
     }
-    Ok(())
+    // Behind the first rule, which is ours.
+    let rules = rules(spec);
+    match rules.get(..=spec.len()).and_then(v1::without_effect).filter(|_| !v2) {
+        Some(rule) => bail!(
+            InvalidArgument,
+            "linux.resources.devices: {rule}: cgroup v1 can't take a part out of an earlier rule for more devices"
+        ),
+        None => Ok(()),
+    }
 }
 
 /// All rules in order; a later one wins. The first denies everything.

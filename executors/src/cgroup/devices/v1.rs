@@ -58,6 +58,20 @@ impl Devices {
         devices
     }
 
+    /// Whether a rule takes something out of an exception for more devices than its own, which the kernel ignores.
+    fn ignores(&self, rule: &Rule) -> bool {
+        let is_in = |one: Option<u32>, all: Option<u32>| all.is_none() || one == all;
+        let (key, access) = ((rule.kind, rule.major, rule.minor), Access::parse(&rule.access));
+        let holds_it = |(other, held): (&(char, Option<u32>, Option<u32>), &Access)| {
+            *other != key
+                && other.0 == rule.kind
+                && is_in(rule.major, other.1)
+                && is_in(rule.minor, other.2)
+                && held.0 & access.0 != 0
+        };
+        rule.kind != 'a' && rule.allow == self.allow && self.list.iter().any(holds_it)
+    }
+
     /// From devices.list. `None` where everything is allowed: it does not show the exceptions then.
     pub fn parse(text: &str) -> Option<Devices> {
         let mut list = BTreeMap::new();
@@ -92,6 +106,12 @@ impl Devices {
     pub fn shows(&self, text: &str) -> bool {
         Devices::parse(text).map_or(self.allow, |shown| shown == *self)
     }
+}
+
+/// The first rule that v1 would take and ignore.
+pub(super) fn without_effect(rules: &[Rule]) -> Option<&Rule> {
+    let before = |index: usize| Devices::from_rules(rules.get(..index).unwrap_or_default());
+    rules.iter().enumerate().find(|(index, rule)| before(*index).ignores(rule)).map(|(_, rule)| rule)
 }
 
 /// What to write to come from `now` to `wanted`.
@@ -156,6 +176,28 @@ mod tests {
         assert_eq!(change, ["allow b 8:* rw", "deny c 10:200 wm"]);
         assert!(!disrupts);
         assert_eq!(words(transition(Some(&other), &one)).0, ["allow c 10:200 wm", "deny b 8:* rw"]);
+    }
+
+    #[test]
+    fn a_hole_in_a_rule_for_more_devices_is_found() {
+        let find = |spec: serde_json::Value| {
+            let rules = rules(&serde_json::from_value::<Vec<_>>(spec).unwrap());
+            without_effect(&rules[..rules.len() - super::super::ALWAYS.len()]).map(ToString::to_string)
+        };
+        let major = |allow: bool| json!({"allow": allow, "type": "c", "major": 10, "access": "rw"});
+        let one = |allow: bool, access: &str| json!({"allow": allow, "type": "c", "major": 10, "minor": 229, "access": access});
+        let all = json!({"allow": true, "access": "rwm"});
+        assert_eq!(find(json!([major(true), one(false, "w")])).as_deref(), Some("c 10:229 w"));
+        assert_eq!(find(json!([all, major(false), one(true, "r")])).as_deref(), Some("c 10:229 r"));
+        for rules in [
+            json!([major(true), one(false, "m")]),
+            json!([one(false, "rwm"), major(true)]),
+            json!([one(true, "rwm"), one(false, "w")]),
+            json!([all, one(false, "rwm")]),
+            json!([major(true), major(false)]),
+        ] {
+            assert_eq!(find(rules.clone()), None, "{rules}");
+        }
     }
 
     #[test]

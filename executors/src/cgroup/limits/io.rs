@@ -93,10 +93,13 @@ impl List<'_> {
     }
 
     pub(super) fn network(&mut self, network: &LinuxNetwork) -> Result<()> {
-        if self.v2 {
+        // 0 is what a new cgroup has, and clients send.
+        let class = network.class_id().filter(|class| *class != 0);
+        let is_set = class.is_some() || network.priorities().iter().flatten().next().is_some();
+        if self.v2 && is_set {
             bail!(Unimplemented, "linux.resources.network: cgroup v2 has no network controllers");
         }
-        if let Some(class) = network.class_id() {
+        if let Some(class) = class {
             self.add("linux.resources.network.classID", Controllers::NetCls, "net_cls.classid", class);
         }
         for priority in network.priorities().iter().flatten() {

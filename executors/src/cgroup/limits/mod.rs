@@ -42,7 +42,7 @@ pub(crate) enum Missing {
 pub(crate) fn settings(resources: Option<&LinuxResources>, v2: bool) -> Result<Vec<Setting>> {
     let mut list = List { v2, now: None, settings: Vec::new() };
     let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
-    devices::check(rules)?;
+    devices::check(rules, v2)?;
     if !v2 {
         list.devices(rules);
     }
@@ -67,7 +67,7 @@ pub(crate) fn leave_one_process(settings: &[Setting]) -> bool {
 /// As for [`settings`].
 pub(crate) fn changes(resources: &LinuxResources, v2: bool, now: &Now<'_>) -> Result<Vec<Setting>> {
     let mut list = List { v2, now: Some(now), settings: Vec::new() };
-    devices::check(resources.devices().as_deref().unwrap_or_default())?;
+    devices::check(resources.devices().as_deref().unwrap_or_default(), v2)?;
     list.resources(resources)?;
     list.settings.sort_by_key(|setting| setting.file.starts_with("memory."));
     Ok(list.settings)
@@ -200,6 +200,15 @@ mod tests {
         assert_eq!(new(resources.clone(), false), [&memory[..], &others].concat());
         let changed = change(resources, false, &[]).unwrap();
         assert_eq!(changed, [&others[..], &memory].concat(), "memory comes last");
+    }
+
+    #[test]
+    fn networks_of_v1() {
+        let network = json!({"network": {"classID": 7, "priorities": [{"name": "lo", "priority": 3}]}});
+        assert_eq!(new(network, false), [pair("net_cls.classid", "7"), pair("net_prio.ifpriomap", "lo 3")]);
+        for v2 in [false, true] {
+            assert_eq!(new(json!({"network": {"classID": 0, "priorities": []}}), v2), []);
+        }
     }
 
     #[test]

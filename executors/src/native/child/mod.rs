@@ -6,7 +6,8 @@
 //! The conversation with the parent, over a socket pair of sequenced packets:
 //! ```text
 //! child                          parent
-//!   <---- GO ------------------    the ids of a new user namespace are mapped (only where there is one)
+//!   <---- GO ------------------    the parent has done what only it may: mapped the ids of a new user namespace, moved
+//!                                  network devices (only where there is such a thing)
 //!   ----- (HOOKS, 0) --------->    its environment is there (init only, and only where the spec has hooks that see it)
 //!   <---- GO ------------------    they have run
 //!   ----- (TERMINAL, 0) ------>    with both ends of a terminal (only where the child opens it)
@@ -18,6 +19,7 @@
 //!   ----- (step, errno) ------>    or: this step failed; the child exits
 //! ```
 
+mod copy;
 mod identity;
 mod program;
 mod streams;
@@ -66,7 +68,7 @@ impl Report {
         Self { step: u32::from_ne_bytes([a, b, c, d]), errno: i32::from_ne_bytes([e, f, g, h]) }
     }
 
-    fn to_bytes(&self) -> [u8; Self::SIZE] {
+    pub fn to_bytes(&self) -> [u8; Self::SIZE] {
         let ([a, b, c, d], [e, f, g, h]) = (self.step.to_ne_bytes(), self.errno.to_ne_bytes());
         [a, b, c, d, e, f, g, h]
     }
@@ -98,18 +100,7 @@ struct Context<'a> {
 
 /// Runs the plan. Returns only when something failed, with the exit code.
 pub(crate) fn run(plan: &Plan, parent: BorrowedFd<'_>) -> i32 {
-    let mut context = Context {
-        plan,
-        parent,
-        rootfs: None,
-        attached: None,
-        mask: None,
-        guest_root: None,
-        terminal: None,
-        found: 0,
-        in_cwd: false,
-        closed: false,
-    };
+    let mut context = Context::new(plan, parent);
     // The first of all: it is in the container's pid namespace already.
     let failure = match hide_memory().and_then(|()| sys::reset_signals()) {
         Err(errno) => (0, errno),
@@ -124,6 +115,13 @@ pub(crate) fn run(plan: &Plan, parent: BorrowedFd<'_>) -> i32 {
     FAILED
 }
 
+/// Runs steps on a process that is there only to have the real one born where it then is: see `launch.rs`.
+pub(crate) fn run_before(plan: &Plan, steps: &[Step], parent: BorrowedFd<'_>) -> std::result::Result<(), (u32, Errno)> {
+    let mut context = Context::new(plan, parent);
+    hide_memory().map_err(|errno| (0, errno))?;
+    steps.iter().zip(0..).try_for_each(|(step, index)| context.step(step).map_err(|errno| (index, errno)))
+}
+
 fn run_steps<'a>(context: &mut Context<'a>) -> std::result::Result<(), (u32, Errno)> {
     let plan = context.plan;
     for (index, step) in plan.steps.iter().enumerate() {
@@ -133,13 +131,28 @@ fn run_steps<'a>(context: &mut Context<'a>) -> std::result::Result<(), (u32, Err
 }
 
 impl<'a> Context<'a> {
+    fn new(plan: &'a Plan, parent: BorrowedFd<'a>) -> Self {
+        Self {
+            plan,
+            parent,
+            rootfs: None,
+            attached: None,
+            mask: None,
+            guest_root: None,
+            terminal: None,
+            found: 0,
+            in_cwd: false,
+            closed: false,
+        }
+    }
+
     fn step(&mut self, step: &'a Step) -> Result<()> {
         match step {
             // Zero is the thread that writes (cgroup-v1/cgroups.rst, "Attaching processes").
             Step::JoinCgroups(files) => files.iter().try_for_each(|tasks| rustix::io::write(tasks, b"0").map(drop)),
             Step::OomScore(score) => write_proc(c"/proc/self/oom_score_adj", score.to_bytes()),
             Step::Session => rustix::process::setsid().map(drop),
-            Step::AwaitMappings => self.await_go(),
+            Step::AwaitParent => self.await_go(),
             Step::EnterFolder(path) => rustix::process::chdir(path.as_c_str()),
             Step::BecomeRoot => {
                 rustix::thread::set_thread_groups(&[])?;
@@ -151,6 +164,7 @@ impl<'a> Context<'a> {
             Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
             Step::JoinContainer(init, kinds) => rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds),
             Step::Unshare(flags, _) => sys::unshare(*flags),
+            Step::TimeOffsets(offsets) => write_proc(c"/proc/self/timens_offsets", offsets.to_bytes()),
             Step::Keyring(name) => match sys::join_session_keyring(name) {
                 // A kernel without keyrings has nothing to keep apart.
                 Err(Errno::NOSYS) => Ok(()),
@@ -176,9 +190,11 @@ impl<'a> Context<'a> {
                 Some(mount) => sys::mount_setattr(mount, *recursive, attr),
                 None => Err(Errno::BADF),
             },
-            Step::MountNew { filesystem, at } => self.attach(sys::leak(make_filesystem(filesystem)?), at),
+            Step::MountNew { filesystem, at } => self.attach(sys::leak(make_filesystem(filesystem, None)?), at),
+            Step::MountLike { filesystem, at, copy } => self.mount_like(filesystem, at, *copy),
+            Step::Remount { changes, attr, at } => self.remount(changes, attr, at),
             Step::Device { path, mode, device, uid, gid } => self.device(path, *mode, *device, *uid, *gid),
-            Step::Symlink { target, at } => self.symlink(target, at),
+            Step::Symlink { target, at, replace } => self.symlink(target, at, *replace),
             Step::Mask(path) => self.mask(path),
             Step::ReadonlyPath(path) => self.readonly(path),
             Step::ReadonlyMount(path) => self.set_attr(path, &READ_ONLY),

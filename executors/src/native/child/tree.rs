@@ -9,9 +9,9 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::{Errno, Result};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
-use super::Context;
 use super::identity::enter_folder;
-use crate::native::filesystem::make_filesystem;
+use super::{Context, copy};
+use crate::native::filesystem::{NewFilesystem, make_filesystem, reconfigure};
 use crate::native::mounts;
 use crate::native::resolve::{self, Make};
 use crate::native::step::Target;
@@ -70,6 +70,29 @@ impl<'a> Context<'a> {
         if is_procfs || mounts::may_be_in_proc(path.to_bytes()) { Ok(()) } else { Err(Errno::INVAL) }
     }
 
+    /// Mounts a file system that is like the folder that it hides: with its mode, where `filesystem` has none of its own,
+    /// and with a copy of what is in it.
+    pub(super) fn mount_like(&mut self, filesystem: &NewFilesystem, at: &Target, copy: bool) -> Result<()> {
+        let Some(folder) = self.existing(&at.path)? else {
+            return self.attach(sys::leak(make_filesystem(filesystem, None)?), at);
+        };
+        let has_mode = filesystem.parameters.iter().any(|(key, _)| key.as_c_str() == c"mode");
+        let mode = octal(rustix::fs::fstat(folder)?.st_mode & 0o7777);
+        let mode = CStr::from_bytes_until_nul(&mode).map_err(|_| Errno::INVAL)?;
+        let mount = sys::leak(make_filesystem(filesystem, (!has_mode).then_some((c"mode", mode)))?);
+        if copy {
+            copy::folder(folder, mount)?;
+        }
+        self.attach(mount, at)
+    }
+
+    /// Changes a mount that is there, and its file system if there are parameters for it.
+    pub(super) fn remount(&self, changes: &NewFilesystem, attr: &MountAttr, at: &CStr) -> Result<()> {
+        let mount = sys::leak(resolve::open(self.rootfs()?, at, OFlags::empty())?);
+        reconfigure(mount, changes)?;
+        sys::mount_setattr(mount, false, attr)
+    }
+
     /// Changes the mount at a path inside the rootfs.
     pub(super) fn set_attr(&self, path: &CStr, attr: &MountAttr) -> Result<()> {
         let mount = sys::leak(resolve::open(self.rootfs()?, path, OFlags::empty())?);
@@ -93,8 +116,15 @@ impl<'a> Context<'a> {
         rustix::fs::chownat(directory, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    pub(super) fn symlink(&self, target: &CStr, at: &CStr) -> Result<()> {
+    pub(super) fn symlink(&self, target: &CStr, at: &CStr, replace: bool) -> Result<()> {
         let (directory, name) = self.parent_of(at)?;
+        if replace {
+            match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+                // What can't be taken away, such as a mount, stays.
+                Ok(()) | Err(Errno::NOENT | Errno::BUSY | Errno::ISDIR | Errno::ROFS) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
         match rustix::fs::symlinkat(target, directory, name) {
             Err(Errno::EXIST) => Ok(()),
             result => result,
@@ -133,7 +163,7 @@ impl<'a> Context<'a> {
         if let Some(mask) = self.mask {
             return attach_at(clone_tree(mask, false)?, target);
         }
-        let mask = sys::leak(make_filesystem(&self.plan.mask)?);
+        let mask = sys::leak(make_filesystem(&self.plan.mask, None)?);
         self.mask = Some(mask);
         attach_at(mask, target)
     }
@@ -229,4 +259,10 @@ pub(super) fn clone_tree(from: BorrowedFd<'_>, recursive: bool) -> Result<Borrow
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     rustix::mount::open_tree(from, c"", flags).map(sys::leak)
+}
+
+/// A file mode as a parameter of a file system has it: four octal digits and a null byte.
+fn octal(mode: u32) -> [u8; 5] {
+    let digit = |position: u32| b'0' + (mode >> (3 * position) & 7) as u8;
+    [digit(3), digit(2), digit(1), digit(0), 0]
 }

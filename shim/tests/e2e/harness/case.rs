@@ -261,6 +261,12 @@ impl<'a> Test<'a> {
         Ok(task)
     }
 
+    /// A task that was created and not started, of a container of another id.
+    pub fn created_as(&self, id: &str, spec: Spec<'a>) -> Result<Task<'a>> {
+        let direct = Direct::new(self.containerd, self.runtime(), id)?;
+        Task::create(self.containerd, self.kind, direct, spec, |_| ())
+    }
+
     /// A task that was created and not started, with the request changed at will.
     pub fn created(&self, spec: Spec<'a>, change: impl FnOnce(&mut CreateTaskRequest)) -> Result<Task<'a>> {
         Task::create(self.containerd, self.kind, self.direct()?, spec, change)

@@ -109,6 +109,11 @@ impl Running {
         self.stdout.wait_for(text).with_context(|| format!("{}\n--- stderr\n{}", self.what, self.stderr.text()))
     }
 
+    /// What the program has printed on stdout so far.
+    pub fn text(&self) -> String {
+        self.stdout.text()
+    }
+
     /// Waits until stdout has ended, while stdin stays open.
     pub fn ended(&mut self) -> Result<()> {
         self.stdout.to_end().map(drop).with_context(|| self.what.clone())

@@ -1,0 +1,155 @@
+//! Namespaces beyond those that `ctr` asks for: of time, and of users and mounts that exist already.
+use crate::harness::command::Running;
+use crate::harness::spec::Spec;
+use crate::harness::{Case, NAMESPACE, Test};
+use crate::user_namespace::mapped;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::fs;
+use std::process::Command;
+
+pub const CASES: &[Case] = &[
+    Case::new("time_of_its_own", |test| {
+        let spec = with_clocks(test.spec(&["cat", "/proc/uptime"])?)?;
+        let output = spec.run()?.done()?;
+        ensure!(seconds(&output.stdout)? > 864_000.0, "{output}");
+        Ok(())
+    })
+    .all()
+    .hybrid_only(), // runc knows it from 1.2 on
+    Case::new("time_of_an_exec", |test| {
+        let task = test.task_of(with_clocks(test.spec(&["pause"])?)?)?;
+        let own = fs::read_link("/proc/self/ns/time").context("reading the test's own namespace")?;
+        let init = fs::read_link(format!("/proc/{}/ns/time", task.pid)).context("reading that of init")?;
+        ensure!(own != init, "{own:?}");
+        let output = task.exec("one", &["cat", "/proc/uptime"])?.run()?.exits(0)?;
+        ensure!(seconds(&output.stdout)? > 864_000.0, "{output}");
+        let output = task.exec("two", &["cat", "/proc/self/timens_offsets"])?.run()?.exits(0)?;
+        let numbers: Vec<&str> = output.stdout.split_whitespace().collect();
+        ensure!(numbers == ["monotonic", "1000", "500", "boottime", "864000", "0"], "{output}");
+        task.end()
+    })
+    .all()
+    .hybrid_only(),
+    Case::new("time_in_a_user_namespace", |test| {
+        let task = test.task_of(with_clocks(mapped(test, &["pause"])?)?)?;
+        let output = task.exec("one", &["cat", "/proc/uptime"])?.run()?.exits(0)?;
+        ensure!(seconds(&output.stdout)? > 864_000.0, "{output}");
+        let map = task.exec("two", &["cat", "/proc/self/uid_map"])?.run()?.exits(0)?;
+        ensure!(map.stdout.split_whitespace().collect::<Vec<_>>() == ["0", "100000", "65536"], "{map}");
+        task.end()
+    })
+    .hybrid_only(),
+    Case::new("time_joined", |test| {
+        let first = test.task_of(with_clocks(test.spec(&["pause"])?)?)?;
+        for (suffix, spec) in
+            [("plain", test.spec(&["cat", "/proc/uptime"])?), ("mapped", mapped(test, &["cat", "/proc/uptime"])?)]
+        {
+            let id = test.other(suffix);
+            let spec = with_namespace(spec, "time", Some(&format!("/proc/{}/ns/time", first.pid)))?;
+            let output = of_its_own(spec, &id)?.run()?.id(&id).done()?;
+            ensure!(seconds(&output.stdout)? > 864_000.0, "{suffix}: {output}");
+        }
+        first.end()
+    })
+    .hybrid_only(),
+    Case::new("clocks_that_cannot_be", |test| {
+        let spec = test.spec(&["hello"])?.set("/linux/timeOffsets", json!({"boottime": {"secs": 1}}))?;
+        spec.run()?.output()?.refused(&["linux.timeOffsets", "no time namespace"])?;
+        // The kernel lets no clock begin before zero.
+        let spec = with_namespace(test.spec(&["hello"])?, "time", None)?;
+        let spec = spec.set("/linux/timeOffsets", json!({"boottime": {"secs": -4_000_000_000i64}}))?;
+        spec.run()?.output()?.refused(&["linux.timeOffsets: set"]).map(drop)
+    })
+    .hybrid_only(),
+    Case::new("user_joined", |test| {
+        let first = test.task_of(mapped(test, &["pause"])?)?;
+        let id = test.other("second");
+        let task = test.created_as(&id, joining_users(test, &id, first.pid, &["pause"])?)?;
+        task.start().context("Start")?;
+        for kind in ["user", "pid", "mnt", "net"] {
+            let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{kind}")).context("reading a namespace");
+            ensure!((of(first.pid)? == of(task.pid)?) == (kind == "user"), "{kind}");
+        }
+        let map = task.exec("map", &["cat", "/proc/self/uid_map"])?.run()?.exits(0)?;
+        ensure!(map.stdout.split_whitespace().collect::<Vec<_>>() == ["0", "100000", "65536"], "{map}");
+        task.exec("write", &["write", "/run/file", "text"])?.run()?.exits(0)?;
+        let seen = task.exec("stat", &["stat", "/run/file"])?.run()?.exits(0)?;
+        ensure!(seen.stdout.contains(" 0 0 4"), "{seen}");
+        task.end()?;
+        first.end()
+    })
+    .all()
+    .hybrid_only(),
+    Case::new("user_joined_with_mappings", |test| {
+        let first = test.task_of(mapped(test, &["pause"])?)?;
+        // As containerd gives them: the same once more.
+        let id = test.other("same");
+        let spec = joining_users(test, &id, first.pid, &["cat", "/proc/self/gid_map"])?;
+        let same = mapped(test, &[])?.value["linux"].clone();
+        let spec = spec.set("/linux/uidMappings", same["uidMappings"].clone())?;
+        let spec = spec.set("/linux/gidMappings", same["gidMappings"].clone())?;
+        let output = spec.run()?.id(&id).done()?;
+        ensure!(output.stdout.split_whitespace().collect::<Vec<_>>() == ["0", "200000", "65536"], "{output}");
+        let id = test.other("others");
+        let spec = joining_users(test, &id, first.pid, &["hello"])?;
+        let range = json!([{"containerID": 0, "hostID": 5, "size": 7}]);
+        let spec = spec.set("/linux/uidMappings", range.clone())?.set("/linux/gidMappings", range)?;
+        spec.run()?.id(&id).output()?.refused(&["linux.uidMappings", "not those of the user namespace"])?;
+        first.end()
+    })
+    .hybrid_only(),
+    Case::new("user_namespace_of_the_host", |test| {
+        let spec = with_namespace(test.spec(&["cat", "/proc/self/uid_map"])?, "user", Some("/proc/self/ns/user"))?;
+        let output = spec.run()?.done()?;
+        ensure!(output.stdout.split_whitespace().collect::<Vec<_>>() == ["0", "0", "4294967295"], "{output}");
+        Ok(())
+    })
+    .hybrid_only(), // runc 1.1 asks for mappings
+    Case::new("mounts_joined", |test| {
+        let holder = Running::spawn(Command::new("unshare").args(["-m", "sh", "-c", "echo $$; exec cat"]))?;
+        holder.wait_for("\n")?;
+        let pid: u32 = holder.text().trim().parse().context("the pid of the holder")?;
+        let path = format!("/proc/{pid}/ns/mnt");
+        let task = test.task_of(with_namespace(test.spec(&["pause"])?, "mount", Some(&path))?)?;
+        let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).context("reading a namespace");
+        ensure!(of(pid)? == of(task.pid)?, "the namespace was not joined");
+        let seen = task.exec("passwd", &["cat", "/etc/passwd"])?.run()?.exits(0)?;
+        ensure!(seen.stdout.contains("/bin/probe"), "{seen}");
+        task.end()?;
+        holder.finish()?.exits(0).map(drop)
+    }),
+];
+
+/// A time namespace whose clocks are ahead.
+fn with_clocks(spec: Spec<'_>) -> Result<Spec<'_>> {
+    let offsets = json!({"boottime": {"secs": 864_000}, "monotonic": {"secs": 1000, "nanosecs": 500}});
+    with_namespace(spec, "time", None)?.set("/linux/timeOffsets", offsets)
+}
+
+/// The first number of /proc/uptime, which is that of the boot clock.
+fn seconds(uptime: &str) -> Result<f64> {
+    uptime.split(' ').next().and_then(|word| word.parse().ok()).with_context(|| format!("no number in {uptime:?}"))
+}
+
+/// The spec with a namespace of that kind in place of any other: a new one, or that at a path.
+fn with_namespace<'a>(mut spec: Spec<'a>, kind: &str, path: Option<&str>) -> Result<Spec<'a>> {
+    let namespaces = spec.value["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+    namespaces.retain(|namespace| namespace["type"] != kind);
+    namespaces.push(match path {
+        Some(path) => json!({"type": kind, "path": path}),
+        None => json!({"type": kind}),
+    });
+    Ok(spec)
+}
+
+/// The spec in a cgroup for that container.
+fn of_its_own<'a>(spec: Spec<'a>, id: &str) -> Result<Spec<'a>> {
+    spec.set("/linux/cgroupsPath", json!(format!("/{NAMESPACE}/{id}")))
+}
+
+/// A spec with the user namespace of a process, and no mappings.
+fn joining_users<'a>(test: &Test<'a>, id: &str, pid: u32, arguments: &[&str]) -> Result<Spec<'a>> {
+    let spec = of_its_own(test.spec(arguments)?, id)?;
+    with_namespace(spec, "user", Some(&format!("/proc/{pid}/ns/user")))?.set("/linux/uidMappings", Value::Null)
+}
