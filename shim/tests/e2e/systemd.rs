@@ -44,30 +44,32 @@ pub const CASES: &[Case] = &[
     })
     .on_systemd(),
     Case::new("nested_slice", |test| {
-        let spec = unit(test, "probe-nested-slices.slice", &["pause"])?;
-        let task = created(test, spec)?;
+        let top = slice_of(test);
+        let task = created(test, unit(test, &format!("{top}-a-b.slice"), &["pause"])?)?;
         let own = cgroup_of(task.pid)?;
-        let slices = "probe.slice/probe-nested.slice/probe-nested-slices.slice";
+        let slices = format!("{top}.slice/{top}-a.slice/{top}-a-b.slice");
         ensure!(own == format!("/{slices}/probe-{}.scope", test.id), "{own}");
-        end(task, test)
+        end(task, test)?;
+        // systemd keeps a slice that it has made for a unit.
+        systemctl(&["stop", &format!("{top}.slice")]).map(drop)
     })
     .on_systemd(),
     Case::new("a_slice_as_the_unit", |test| {
-        let name = format!("probe-{}.slice", test.id.replace('-', "_"));
-        let path = format!("probe.slice::{name}");
+        let top = slice_of(test);
+        let name = format!("{top}-a.slice");
         let resources = json!({"memory": {"limit": LIMIT}});
-        let spec = test.spec(&["pause"])?.set("/linux/cgroupsPath", json!(path))?.set("/linux/resources", resources)?;
-        let task = created(test, spec)?;
+        let spec = test.spec(&["pause"])?.set("/linux/cgroupsPath", json!(format!("{top}.slice::{name}")))?;
+        let task = created(test, spec.set("/linux/resources", resources)?)?;
         task.start().context("Start")?;
         let own = cgroup_of(task.pid)?;
-        ensure!(own == format!("/probe.slice/{name}"), "{own}");
+        ensure!(own == format!("/{top}.slice/{name}"), "{own}");
         reload()?;
         has(task.pid, &[("memory.max", &LIMIT.to_string())])?;
         task.exec("one", &["hello"])?.run()?.exits(0)?;
         end(task, test)?;
         let left = systemctl(&["list-units", "--all", "--no-legend", &name])?;
         ensure!(left.is_empty(), "left behind: {left}");
-        Ok(())
+        systemctl(&["stop", &format!("{top}.slice")]).map(drop)
     })
     .on_systemd()
     .hybrid_only(), // runc hands a slice the pid, which systemd refuses
@@ -145,7 +147,7 @@ pub const CASES: &[Case] = &[
     .on_systemd()
     .hybrid_only(), // the words and the code are ours
     Case::new("a_frozen_slice", |test| {
-        let slice = format!("{}.slice", test.id.replace('-', "_"));
+        let slice = format!("{}.slice", slice_of(test));
         systemctl(&["start", &slice])?;
         systemctl(&["freeze", &slice])?;
         let state = systemctl(&["show", "--property=FreezerState", &slice])?;
@@ -215,6 +217,11 @@ const LIMIT: u64 = 96 << 20;
 /// The spec with a scope of the test's own in a slice.
 fn unit<'a>(test: &Test<'a>, slice: &str, arguments: &[&str]) -> Result<Spec<'a>> {
     test.spec(arguments)?.set("/linux/cgroupsPath", json!(format!("{slice}:probe:{}", test.id)))
+}
+
+/// The name of a slice of the test's own, without its ending.
+fn slice_of(test: &Test) -> String {
+    test.id.replace('-', "_")
 }
 
 fn options() -> MessageField<Any> {

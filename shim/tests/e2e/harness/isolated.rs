@@ -67,6 +67,8 @@ pub fn on_systemd() -> bool {
 /// The release lines and their folders for a run that is not isolated.
 pub fn on_the_host(default: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     ensure!(Path::new("/run/systemd/system").is_dir(), "{SYSTEMD} is set, and process 1 of this host is not systemd");
+    // Else the first to connect to it would start it, and it would look like something left behind.
+    Command::new("systemctl").args(["start", "dbus.service"]).status().context("executing systemctl")?;
     lines(default)
 }
 
