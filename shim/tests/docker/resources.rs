@@ -1,5 +1,6 @@
 //! Limits, their changes, what they do, and what is used.
 use crate::case::{Case, Test};
+use crate::harness::Kind;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -41,8 +42,17 @@ pub const CASES: &[Case] = &[
         let state = test.inspect("/State")?;
         ensure!(state["OOMKilled"] == true, "{state}");
         test.remove()
+    }),
+    // A guest's memory can't grow so far that the kernel had to end it.
+    Case::new("out_of_memory_in_a_guest", |test| {
+        test.detach(&["--memory", "32m", "--memory-swap", "32m"], &["eat", "256"])?;
+        let waited = test.docker(&["wait"])?;
+        ensure!(waited.stdout == "1\n", "{waited}");
+        let state = test.inspect("/State")?;
+        ensure!(state["OOMKilled"] == false, "{state}");
+        test.remove()
     })
-    .all(),
+    .kinds(Kind::WASM),
 ];
 
 fn memory(test: &Test) -> Result<String> {
