@@ -70,7 +70,7 @@ pub fn save_programs(out: &Path) -> Result<()> {
     programs::save(out)
 }
 
-/// Builds every image. Needs a C compiler with a static libc, and clang with wasi-libc (see [`programs`]).
+/// Builds every image. Needs a C compiler with a static libc, and clang with wasi-libc (see `programs.rs`).
 pub fn build() -> Result<Vec<Image>> {
     let probe = programs::LINUX.get()?;
     let core = programs::CORE_MODULE.get()?;

@@ -4,7 +4,7 @@
 //! compile   the precompiler: one module in, its code and Facts out; confined
 //! run       the runner: inside a finished container, runs the guest to its end
 //! ```
-//! Both use the one configuration of [`engine`]. The shim itself never initialises Wasmtime.
+//! Both use the one configuration of `engine.rs`. The shim itself never initialises Wasmtime.
 #![deny(unsafe_code)]
 
 pub mod compile;
