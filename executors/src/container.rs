@@ -3,8 +3,6 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use oci_spec::runtime::LinuxNamespaceType;
-
 use crate::bundle::{Bundle, args};
 use crate::cgroup::Cgroup;
 use crate::dispatch::{self, Choice, Entrypoint};
@@ -96,7 +94,7 @@ pub(crate) fn create_with(
         let beside = Beside { pid: init.pid(), pidfd: init.exit_fd(), joining: &joining, cgroup: &cgroup };
         hooks.surround_start(&init, &beside)?;
     }
-    let owns_pid_namespace = bundle.namespace(LinuxNamespaceType::Pid) == Some(None);
+    let owns_pid_namespace = bundle.owns_pid_namespace();
     Ok(Container {
         choice,
         init: Arc::new(init),

@@ -88,6 +88,11 @@ impl Bundle {
         self.path.join(self.spec.root().as_ref().expect("checked in open: root").path())
     }
 
+    /// Whether init is the first process of a pid namespace of the container's own, so that all in it end with it.
+    pub(crate) fn owns_pid_namespace(&self) -> bool {
+        self.namespace(LinuxNamespaceType::Pid) == Some(None)
+    }
+
     /// A namespace of the spec: `None` if it is not listed, `Some(None)` for a new one, or the path of the one to join.
     pub(crate) fn namespace(&self, kind: LinuxNamespaceType) -> Option<Option<&Path>> {
         let namespaces = self.linux().namespaces().as_deref().unwrap_or_default();

@@ -101,7 +101,7 @@ impl Restorable {
 
     /// See [`Container::owns_pid_namespace`].
     pub fn owns_pid_namespace(&self) -> bool {
-        self.bundle.namespace(LinuxNamespaceType::Pid) == Some(None)
+        self.bundle.owns_pid_namespace()
     }
 
     /// Makes the processes, which run when this returns.

@@ -1,4 +1,5 @@
 //! The root file system, mounts, masked and read-only paths.
+use crate::harness::host::Volume;
 use crate::harness::{Case, Test};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -22,8 +23,8 @@ pub const CASES: &[Case] = &[
     Case::new("bind_read_only", bind_read_only).all(),
     Case::new("bind_of_a_file", bind_file).all(),
     Case::new("bind_missing_target_is_made", |test| {
-        let folder = Folder::new(test)?;
-        folder.write("file", "text")?;
+        let folder = Volume::new(test.containerd)?;
+        folder.file("file", "text")?;
         let output = test
             .run(&["cat", "/new/place/file"])
             .flags(&["--mount", &folder.mount("/new/place", "rbind:ro")])
@@ -90,67 +91,40 @@ pub const CASES: &[Case] = &[
     Case::new("target_through_a_symlink_lands_inside", escape),
 ];
 
-/// A folder of the host's for a test to bind into a container; removed with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(test: &Test) -> Result<Folder> {
-        // Not below a path with the container's id, which is what the search for leaks looks for.
-        let path = test.containerd.fresh_path("volume");
-        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
-        Ok(Folder(path))
-    }
-
-    fn write(&self, name: &str, text: &str) -> Result<()> {
-        fs::write(self.0.join(name), text).with_context(|| format!("writing {name}"))
-    }
-
-    fn mount(&self, target: &str, options: &str) -> String {
-        format!("type=bind,src={},dst={target},options={options}", self.0.display())
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // In the memory of the run, which ends with it.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 fn bind_read_write(test: &Test) -> Result<()> {
-    let folder = Folder::new(test)?;
+    let folder = Volume::new(test.containerd)?;
     test.run(&["write", "/data/out", "from inside"]).flags(&["--mount", &folder.mount("/data", "rbind:rw")]).done()?;
-    let text = fs::read_to_string(folder.0.join("out")).context("reading what the container wrote")?;
+    let text = fs::read_to_string(folder.path().join("out")).context("reading what the container wrote")?;
     ensure!(text == "from inside", "{text:?}");
     Ok(())
 }
 
 fn bind_read_only(test: &Test) -> Result<()> {
-    let folder = Folder::new(test)?;
-    folder.write("file", "from outside")?;
+    let folder = Volume::new(test.containerd)?;
+    folder.file("file", "from outside")?;
     let mount = folder.mount("/data", "rbind:ro");
     let output = test.run(&["cat", "/data/file"]).flags(&["--mount", &mount]).done()?;
     ensure!(output.stdout == "from outside", "{output}");
     let output = test.run(&["write", "/data/file", "changed"]).flags(&["--mount", &mount]).output()?;
     output.refused(&["/data/file"])?;
-    let text = fs::read_to_string(folder.0.join("file")).context("reading the file")?;
+    let text = fs::read_to_string(folder.path().join("file")).context("reading the file")?;
     ensure!(text == "from outside", "a read-only mount was written to: {text:?}");
     Ok(())
 }
 
 fn bind_file(test: &Test) -> Result<()> {
-    let folder = Folder::new(test)?;
-    folder.write("passwd", "replaced")?;
-    let mount = format!("type=bind,src={}/passwd,dst=/etc/passwd,options=bind:ro", folder.0.display());
+    let folder = Volume::new(test.containerd)?;
+    folder.file("passwd", "replaced")?;
+    let mount = format!("type=bind,src={}/passwd,dst=/etc/passwd,options=bind:ro", folder.path().display());
     let output = test.run(&["cat", "/etc/passwd"]).flags(&["--mount", &mount]).done()?;
     ensure!(output.stdout == "replaced", "{output}");
     Ok(())
 }
 
 fn mount_flags(test: &Test) -> Result<()> {
-    let folder = Folder::new(test)?;
+    let folder = Volume::new(test.containerd)?;
     let options = ["bind", "ro", "nosuid", "nodev", "noexec", "noatime"];
-    let mount = json!({"destination": "/data", "type": "bind", "source": folder.0, "options": options});
+    let mount = json!({"destination": "/data", "type": "bind", "source": folder.path(), "options": options});
     let output = test.spec(&["cat", "/proc/self/mountinfo"])?.mount(mount)?.run()?.done()?;
     let line = output.stdout.lines().find(|line| line.contains(" /data ")).context("no mount on /data")?;
     let flags: Vec<&str> = line.split(' ').nth(5).unwrap_or_default().split(',').collect();
@@ -182,8 +156,8 @@ fn only_the_specs(test: &Test) -> Result<()> {
 
 /// Both links of the image would lead outside if they were followed from the host's root.
 fn escape(test: &Test) -> Result<()> {
-    let folder = Folder::new(test)?;
-    folder.write("file", "landed")?;
+    let folder = Volume::new(test.containerd)?;
+    folder.file("file", "landed")?;
     let outside = PathBuf::from("/srv/landing");
     let before = outside.exists();
     for link in ["/escape", "/escape-up"] {

@@ -1,11 +1,11 @@
 //! Mounts of every kind, with every kind of option.
+use crate::harness::host::Volume;
 use crate::harness::{Case, Runtime, Test};
 use crate::user_namespace::mapped;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, lchown};
-use std::path::PathBuf;
 use std::process::Command;
 
 pub const CASES: &[Case] = &[
@@ -35,19 +35,19 @@ pub const CASES: &[Case] = &[
             if mapped_ids && (test.runtime() == Runtime::Runc) {
                 continue;
             }
-            let folder = Folder::new(test)?;
-            fs::create_dir_all(folder.0.join("deep/er")).context("folders")?;
-            fs::write(folder.0.join("deep/er/file"), "text").context("a file")?;
-            std::os::unix::fs::symlink("er/file", folder.0.join("deep/link")).context("a link")?;
+            let folder = Volume::new(test.containerd)?;
+            fs::create_dir_all(folder.path().join("deep/er")).context("folders")?;
+            fs::write(folder.path().join("deep/er/file"), "text").context("a file")?;
+            std::os::unix::fs::symlink("er/file", folder.path().join("deep/link")).context("a link")?;
             if mapped_ids {
                 folder.give(100_000, 200_000)?;
             } else {
-                lchown(folder.0.join("deep/er/file"), Some(5), Some(6)).context("chown")?;
+                lchown(folder.path().join("deep/er/file"), Some(5), Some(6)).context("chown")?;
             }
             let id = test.other(if mapped_ids { "mapped" } else { "plain" });
             let spec = if mapped_ids { mapped(test, &["pause"])? } else { test.spec(&["pause"])? };
             let spec = spec.set("/linux/cgroupsPath", json!(format!("/{}/{id}", crate::harness::NAMESPACE)))?;
-            let spec = spec.mount(json!({"destination": "/data", "type": "bind", "source": folder.0, "options": ["bind", "ro"]}))?;
+            let spec = spec.mount(json!({"destination": "/data", "type": "bind", "source": folder.path(), "options": ["bind", "ro"]}))?;
             let spec = spec.mount(tmpfs("/data", json!(["tmpcopyup", "mode=755"])))?;
             let task = test.created_as(&id, spec)?;
             task.start().context("Start")?;
@@ -58,7 +58,7 @@ pub const CASES: &[Case] = &[
             ensure!(seen.stdout.starts_with(owner), "{seen}");
             task.exec("write", &["write", "/data/deep/er/file", "changed"])?.run()?.exits(0)?;
             task.end()?;
-            ensure!(fs::read_to_string(folder.0.join("deep/er/file")).context("the file")? == "text", "it was no copy");
+            ensure!(fs::read_to_string(folder.path().join("deep/er/file")).context("the file")? == "text", "it was no copy");
         }
         Ok(())
     }),
@@ -77,7 +77,7 @@ pub const CASES: &[Case] = &[
             (json!(["bind", "ro", "nodev"]), &["ro", "nodev", "-nosuid", "-noexec"]),
             (json!(["bind", "exec"]), &["rw", "-noexec"]),
         ] {
-            let mount = json!({"destination": "/data", "type": "bind", "source": source.0.0, "options": options});
+            let mount = json!({"destination": "/data", "type": "bind", "source": source.0.path(), "options": options});
             flags(test, mount, expected)?;
         }
         Ok(())
@@ -154,10 +154,10 @@ pub const CASES: &[Case] = &[
         Ok(())
     }),
     Case::new("overlay", |test| {
-        let folder = Folder::new(test)?;
+        let folder = Volume::new(test.containerd)?;
         let sub = |name: &str| -> Result<String> {
-            fs::create_dir(folder.0.join(name)).with_context(|| name.to_owned())?;
-            Ok(folder.0.join(name).display().to_string())
+            fs::create_dir(folder.path().join(name)).with_context(|| name.to_owned())?;
+            Ok(folder.path().join(name).display().to_string())
         };
         let long = "x".repeat(200);
         let (one, two, upper, work) = (sub(&format!("1{long}"))?, sub(&format!("2{long}"))?, sub("upper")?, sub("work")?);
@@ -198,11 +198,11 @@ pub const CASES: &[Case] = &[
     })
     .hybrid_only(),
     Case::new("ids_mapped", |test| {
-        let folder = Folder::new(test)?;
-        fs::write(folder.0.join("file"), "text").context("a file")?;
-        lchown(folder.0.join("file"), Some(5), Some(6)).context("chown")?;
+        let folder = Volume::new(test.containerd)?;
+        fs::write(folder.path().join("file"), "text").context("a file")?;
+        lchown(folder.path().join("file"), Some(5), Some(6)).context("chown")?;
         let range = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 1000}]);
-        let mount = json!({"destination": "/data", "type": "bind", "source": folder.0, "options": ["bind", "rw"],
+        let mount = json!({"destination": "/data", "type": "bind", "source": folder.path(), "options": ["bind", "rw"],
             "uidMappings": range(1000), "gidMappings": range(2000)});
         let task = test.task_of(test.spec(&["pause"])?.mount(mount)?)?;
         let seen = task.exec("stat", &["stat", "/data/file"])?.run()?.exits(0)?;
@@ -212,9 +212,9 @@ pub const CASES: &[Case] = &[
     .hybrid_only(), // runc 1.1 has no such mounts
     Case::new("ids_of_the_container_mapped", |test| {
         for option in ["idmap", "ridmap"] {
-            let folder = Folder::new(test)?;
-            fs::write(folder.0.join("file"), "text").context("a file")?;
-            let mount = json!({"destination": "/data", "type": "bind", "source": folder.0, "options": ["rbind", "rw", option]});
+            let folder = Volume::new(test.containerd)?;
+            fs::write(folder.path().join("file"), "text").context("a file")?;
+            let mount = json!({"destination": "/data", "type": "bind", "source": folder.path(), "options": ["rbind", "rw", option]});
             let id = test.other(option);
             let spec = mapped(test, &["pause"])?.mount(mount)?;
             let task = test.created_as(&id, spec.set("/linux/cgroupsPath", json!(format!("/{}/{id}", crate::harness::NAMESPACE)))?)?;
@@ -223,7 +223,7 @@ pub const CASES: &[Case] = &[
             ensure!(seen.stdout.starts_with("100644 0 0 4 "), "{seen}");
             task.exec("write", &["write", "/data/new", "text"])?.run()?.exits(0)?;
             task.end()?;
-            let made = fs::metadata(folder.0.join("new")).context("the new file")?;
+            let made = fs::metadata(folder.path().join("new")).context("the new file")?;
             ensure!((made.uid(), made.gid()) == (0, 0), "{}:{}", made.uid(), made.gid());
         }
         Ok(())
@@ -261,45 +261,13 @@ fn flags(test: &Test, mount: Value, expected: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// A folder of the host's, removed with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(test: &Test) -> Result<Folder> {
-        let path = test.containerd.fresh_path("volume");
-        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
-        Ok(Folder(path))
-    }
-
-    /// Makes all in it, and itself, somebody's.
-    fn give(&self, uid: u32, gid: u32) -> Result<()> {
-        let mut all = vec![self.0.clone()];
-        while let Some(path) = all.pop() {
-            lchown(&path, Some(uid), Some(gid)).with_context(|| format!("chown {}", path.display()))?;
-            if path.is_dir() && !path.is_symlink() {
-                for entry in fs::read_dir(&path).with_context(|| format!("listing {}", path.display()))? {
-                    all.push(entry?.path());
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // In the memory of the run, which ends with it.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// A folder of the host's with a tmpfs on it.
-struct Mounted(Folder);
+struct Mounted(Volume);
 
 impl Mounted {
     fn new(test: &Test, options: &str) -> Result<Mounted> {
-        let folder = Folder::new(test)?;
-        let output = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&folder.0).output();
+        let folder = Volume::new(test.containerd)?;
+        let output = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder.path()).output();
         let output = output.context("mount")?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(Mounted(folder))
@@ -309,6 +277,6 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         // In a mount namespace that ends with the run.
-        let _ = Command::new("umount").arg("-l").arg(&self.0.0).output();
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).output();
     }
 }

@@ -1,4 +1,5 @@
 //! What the spec's `process` says: arguments, environment, folder, user, capabilities, limits.
+use crate::harness::case::has_apparmor;
 use crate::harness::{Case, Runtime, Test};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -235,8 +236,7 @@ fn dropped_for_a_user(test: &Test) -> Result<()> {
 /// The profile of init, which containerd loads, and that of an exec'd process; refused where there is no AppArmor.
 fn apparmor(test: &Test) -> Result<()> {
     const PROFILE: &str = "hybrid-test";
-    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
-    if !enabled.is_ok_and(|enabled| enabled.starts_with('Y')) {
+    if !has_apparmor() {
         let spec = test.spec(&["hello"])?.set("/process/apparmorProfile", json!(PROFILE))?;
         let output = spec.run()?.output()?;
         ensure!(output.code != 0, "{output}");

@@ -49,27 +49,26 @@ pub(super) async fn serve(mut stream: TcpStream, answerer: Answerer, mut end: wa
     // What goes wrong here is the client's doing, and its own affair.
     if is_http2 {
         let mut builder = http2::Builder::new(Tasks);
-        let mut connection = pin!(builder.timer(Clock).serve_connection(io, service));
-        let ended = tokio::select! {
-            _ = connection.as_mut() => true,
-            _ = end.wait_for(|end| *end) => false,
-        };
-        if !ended {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
-        }
+        let connection = builder.timer(Clock).serve_connection(io, service);
+        until(connection, &mut end, |connection| connection.graceful_shutdown()).await;
     } else {
         let mut builder = http1::Builder::new();
         let builder = builder.timer(Clock).header_read_timeout(PATIENCE).half_close(true);
-        let mut connection = pin!(builder.serve_connection(io, service));
-        let ended = tokio::select! {
-            _ = connection.as_mut() => true,
-            _ = end.wait_for(|end| *end) => false,
-        };
-        if !ended {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
-        }
+        let connection = builder.serve_connection(io, service);
+        until(connection, &mut end, |connection| connection.graceful_shutdown()).await;
+    }
+}
+
+/// Serves a connection to its end. When the end of all is asked for before, `shutdown` lets it finish what it has begun.
+async fn until<C: Future>(connection: C, end: &mut watch::Receiver<bool>, shutdown: impl FnOnce(Pin<&mut C>)) {
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        _ = connection.as_mut() => true,
+        _ = end.wait_for(|end| *end) => false,
+    };
+    if !ended {
+        shutdown(connection.as_mut());
+        let _ = connection.await;
     }
 }
 

@@ -61,6 +61,15 @@ impl Kind {
 /// What a test does.
 pub type Body = fn(&Test) -> Result<()>;
 
+/// Whether the host has AppArmor.
+pub fn has_apparmor() -> bool {
+    static ENABLED: LazyLock<bool> = LazyLock::new(|| {
+        let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+        enabled.is_ok_and(|text| text.starts_with('Y'))
+    });
+    *ENABLED
+}
+
 /// A test, not yet bound to a containerd.
 pub type Case = CaseOf<Body>;
 
@@ -148,11 +157,7 @@ impl<B: Copy> CaseOf<B> {
 
     /// Whether it is left out unless it is asked for.
     pub fn is_ignored(&self) -> bool {
-        static APPARMOR: LazyLock<bool> = LazyLock::new(|| {
-            let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
-            enabled.is_ok_and(|text| text.starts_with('Y'))
-        });
-        self.ignored || self.on_apparmor && !*APPARMOR || self.on_systemd != on_systemd()
+        self.ignored || self.on_apparmor && !has_apparmor() || self.on_systemd != on_systemd()
     }
 
     /// Whether the test means something for this kind under this runtime on this release line.

@@ -2,7 +2,7 @@
 use super::Containerd;
 use anyhow::{Context, Result, anyhow, ensure};
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -129,6 +129,25 @@ impl Volume {
     pub fn file(&self, at: &str, text: &str) -> Result<()> {
         let path = self.cleared(at)?;
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// The mount of it at `target`, as `ctr run --mount` takes it.
+    pub fn mount(&self, target: &str, options: &str) -> String {
+        format!("type=bind,src={},dst={target},options={options}", self.0.display())
+    }
+
+    /// Makes all in it, and itself, somebody's.
+    pub fn give(&self, uid: u32, gid: u32) -> Result<()> {
+        let mut all = vec![self.0.clone()];
+        while let Some(path) = all.pop() {
+            lchown(&path, Some(uid), Some(gid)).with_context(|| format!("chown {}", path.display()))?;
+            if path.is_dir() && !path.is_symlink() {
+                for entry in fs::read_dir(&path).with_context(|| format!("listing {}", path.display()))? {
+                    all.push(entry?.path());
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn folder(&self, at: &str) -> Result<()> {
