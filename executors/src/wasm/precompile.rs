@@ -14,7 +14,7 @@ use crate::error::{OrKind, Result, bail};
 use crate::{Kind, process};
 
 /// The longest answer that is read, in bytes. (A module can have names of any length.)
-const MAX_ANSWER: u64 = 1 << 20;
+pub(super) const MAX_ANSWER: u64 = 1 << 20;
 
 /// The longest sentence that is passed on, in bytes.
 const MAX_REASON: usize = 1024;
