@@ -4,14 +4,17 @@
 #[cfg(test)]
 mod contradictions;
 #[cfg(test)]
+mod modules;
+#[cfg(test)]
 mod properties;
 
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use crate::bundle::Bundle;
 use crate::error::Result;
 use crate::native::plan;
-use crate::{ExecSpec, cgroup};
+use crate::{ExecSpec, cgroup, exec, wasm};
 
 /// A config.json → a checked bundle → its cgroup's settings and as much of its plan as takes no host. Returns the number of
 /// steps, after each was put into words.
@@ -32,4 +35,18 @@ pub fn spec(config: &[u8]) -> Result<usize> {
 /// As for [`spec`].
 pub fn process(json: &[u8]) -> Result<()> {
     ExecSpec::parse(json).map(drop)
+}
+
+/// The search for a WebAssembly module by a process's arguments, below a root folder: its path there and the function behind
+/// a `#`, or `None` when the program is none.
+///
+/// # Errors
+/// As for [`spec`].
+pub fn detector(json: &[u8], root: BorrowedFd<'_>) -> Result<Option<(String, Option<String>)>> {
+    exec::detect(&ExecSpec::parse(json)?, root)
+}
+
+/// Whether a text is taken for what the cache says of an entry.
+pub fn about(json: &[u8]) -> bool {
+    wasm::is_about(json)
 }

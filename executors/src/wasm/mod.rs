@@ -15,6 +15,8 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::cache::is_about;
 pub use self::options::WasmOptions;
 pub use runner::entry;
 use runner::{Call, Entry, Facts, RUNNER, RunnerConfig, World};

@@ -78,8 +78,7 @@ impl About {
 /// An entry that is whole and that only root could have written; anything else is as if it were not there. It is used now.
 pub(super) fn open(path: &Path) -> Option<Entry> {
     is_roots(&std::fs::symlink_metadata(path.parent()?).ok()?).then_some(())?;
-    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
-    let folder = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+    let folder = open_folder(path).ok()?;
     // Whoever has it to themselves is removing it.
     folder.try_lock_shared().ok()?;
     let metadata = folder.metadata().ok()?;
@@ -102,6 +101,11 @@ pub(super) fn open(path: &Path) -> Option<Entry> {
     Some(Entry { folder: folder.into(), facts: about.facts })
 }
 
+/// An entry's folder; not what a link leads to.
+pub(super) fn open_folder(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path)
+}
+
 /// A file of an entry, if it is root's.
 fn open_in(folder: &File, name: &str) -> Option<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -111,7 +115,7 @@ fn open_in(folder: &File, name: &str) -> Option<File> {
 }
 
 /// Whether nobody but root can have written it. A link to elsewhere never is so: everyone may write those, as its mode says.
-fn is_roots(metadata: &Metadata) -> bool {
+pub(super) fn is_roots(metadata: &Metadata) -> bool {
     metadata.uid() == 0 && metadata.mode() & 0o022 == 0
 }
 

@@ -8,6 +8,7 @@
 //! Only root may enter the cache; what is in an entry is readable to all, because a container's user maps the code (which it
 //! gets by a mount of the entry, not by this path).
 
+pub(super) mod bound;
 mod entry;
 mod key;
 mod lock;
@@ -22,7 +23,7 @@ pub(super) use self::entry::Entry;
 use self::lock::Lock;
 use super::WasmOptions;
 use crate::Kind;
-use crate::error::{OrKind, Result};
+use crate::error::{OrKind, Result, bail};
 
 /// The cache's folder, unless the variable says otherwise.
 const FOLDER: &str = "/var/cache/hybrid/wasm";
@@ -38,15 +39,20 @@ pub(super) fn get(mut module: File, options: &WasmOptions) -> Result<Entry> {
     if let Some(entry) = entry::open(&cache.join(key::of(&mut module, proposals)?)) {
         return Ok(entry);
     }
+    let most = bound::most(options.cache_size)?;
     make_folder(&cache)?;
     // What is compiled has to be what the name is made of, however the file changes meanwhile: else whoever can write to one
     // container's module could put code of their own under the name of another's.
     let (module, name) = key::sealed_copy(&mut module, proposals)?;
-    let _lock = Lock::wait(&cache, &name)?;
-    match entry::open(&cache.join(&name)) {
-        Some(entry) => Ok(entry),
-        None => compile(module, &cache, &name, proposals),
+    let lock = Lock::wait(&cache, &name)?;
+    if let Some(entry) = entry::open(&cache.join(&name)) {
+        return Ok(entry);
     }
+    let entry = compile(module, &cache, &name, proposals)?;
+    drop(lock);
+    // The entry is good, whatever becomes of others.
+    let _ = bound::hold(&cache, most).inspect_err(|e| log::warn!("{e}"));
+    Ok(entry)
 }
 
 /// The entry for the module with this SHA-256 digest (64 hexadecimal digits), if there is one: whoever knows the digest need
@@ -59,16 +65,28 @@ pub(super) fn by_digest(digest: &str, options: &WasmOptions) -> Result<Option<En
     Ok(entry::open(&folder().join(key::named(digest, &options.settings.proposals)?)))
 }
 
+/// Whether a text is what [`entry::About`] reads.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn is_about(json: &[u8]) -> bool {
+    entry::About::read(json).is_some()
+}
+
 fn folder() -> PathBuf {
     std::env::var_os(FOLDER_VARIABLE).map_or_else(|| PathBuf::from(FOLDER), PathBuf::from)
 }
 
+/// Makes the cache's folder if need be. One that others can change would be of no use: see [`entry::open`].
 fn make_folder(folder: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .or_kind(Kind::Internal, || format!("create {}", folder.display()))
+    let what = || format!("create {}", folder.display());
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).or_kind(Kind::Unavailable, what)?;
+    let metadata = std::fs::symlink_metadata(folder).or_kind(Kind::Internal, what)?;
+    if !metadata.is_dir() {
+        bail!(FailedPrecondition, "the cache {} is a link: {FOLDER_VARIABLE} names another folder", folder.display());
+    }
+    if !entry::is_roots(&metadata) {
+        bail!(FailedPrecondition, "the cache {} is not root's alone: others may write to it", folder.display());
+    }
+    Ok(())
 }
 
 fn compile(module: OwnedFd, cache: &Path, name: &str, proposals: &[String]) -> Result<Entry> {
