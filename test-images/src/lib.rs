@@ -64,6 +64,11 @@ pub fn hook() -> Result<Vec<u8>> {
     programs::HOOK.get()
 }
 
+/// A WebAssembly module or component from its text.
+pub fn assemble(text: &str) -> Result<Vec<u8>> {
+    wat::parse_str(text).context("assembling a module")
+}
+
 /// Compiles the programs of the images, the log driver and the hook into the folder `out`. Where `HYBRID_PROGRAMS` names
 /// such a folder no compiler is needed.
 pub fn save_programs(out: &Path) -> Result<()> {

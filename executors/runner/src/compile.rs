@@ -49,7 +49,9 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(e) => {
-            eprintln!("{e:#}");
+            // Room for the sentence, if it is the disk that is full.
+            let _ = rustix::fs::ftruncate(std::io::stdout(), 0);
+            let _ = writeln!(std::io::stderr(), "{e:#}");
             ExitCode::from(if e.is::<std::io::Error>() { HOST_FAILED } else { 1 })
         }
     }
