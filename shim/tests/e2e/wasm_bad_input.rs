@@ -3,7 +3,7 @@ use crate::bad_input::clear;
 use crate::harness::command::Running;
 use crate::harness::leaks::Process;
 use crate::harness::spec::Spec;
-use crate::harness::{Case, Kind, PATIENCE, Test};
+use crate::harness::{Case, Kind, NAMESPACE, PATIENCE, Test};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -67,7 +67,9 @@ pub const CASES: &[Case] = &[
         // Each is two of the one before.
         let doubled: String = (1..100).map(|n| format!("(type $t{n} (tuple $t{0} $t{0}))", n - 1)).collect();
         let doubled = format!("(component (type $t0 (tuple u8 u8)) {doubled})");
-        let nested = format!("{}{}", "(component ".repeat(2000), ")".repeat(2000));
+        // One in the other, which is allowed.
+        let header = b"\0asm\x0d\0\x01\0";
+        let nested = (0..10_000).fold(header.to_vec(), |inner, _| [header, section(4, &inner).as_slice()].concat());
         let instances = format!("(component (core module $m) {})", "(core instance (instantiate $m))".repeat(100_000));
         let aliases: String = (1..60)
             .map(|n| {
@@ -79,13 +81,17 @@ pub const CASES: &[Case] = &[
             })
             .collect();
         let aliases = format!(r#"(component (type $i0 (instance)) {aliases} (import "x" (instance (type $i59))))"#);
-        for (number, bomb) in
-            [types, assemble(&doubled)?, assemble(&nested)?, assemble(&instances)?, assemble(&aliases)?]
-                .iter()
-                .enumerate()
-        {
+        let invalid = "it is not a valid";
+        let bombs = [
+            (types, invalid),
+            (assemble(&doubled)?, invalid),
+            (nested, "no entry point"),
+            (assemble(&instances)?, invalid),
+            (assemble(&aliases)?, invalid),
+        ];
+        for (number, (bomb, words)) in bombs.iter().enumerate() {
             let output = module(test, bomb)?.run()?.id(&test.other(&number.to_string())).output()?;
-            clear(test, output, &["/m.wasm", "it is not a valid"]).with_context(|| format!("bomb {number}"))?;
+            clear(test, output, &["/m.wasm", words]).with_context(|| format!("bomb {number}"))?;
         }
         Ok(())
     })
@@ -158,7 +164,7 @@ pub const CASES: &[Case] = &[
                 file.write_all_at(b"corrupted", at)
             }),
             ("truncated", &|| File::options().write(true).open(&code)?.set_len(100)),
-            ("another's", &|| chown(&code, Some(1000), None)),
+            ("of-another-user", &|| chown(&code, Some(1000), None)),
             ("writable", &|| fs::set_permissions(&code, Permissions::from_mode(0o666))),
             ("a-folder-that-is-writable", &|| fs::set_permissions(&entry, Permissions::from_mode(0o777))),
             ("without-facts", &|| fs::write(entry.join("about.json"), "null")),
@@ -208,7 +214,8 @@ pub const CASES: &[Case] = &[
         let compiling = Compiling::begin(test, &[])?;
         let bytes = slow(test)?;
         let second = test.other("second");
-        let other = module(test, &bytes)?.run()?.id(&second).spawn()?;
+        let spec = module(test, &bytes)?.set("/linux/cgroupsPath", json!(format!("/{NAMESPACE}/{second}")))?;
+        let other = spec.run()?.id(&second).spawn()?;
         // It waits for the lock that the first one has.
         eventually("a shim that waits", || {
             Ok(Process::mentioning(&second, "containerd-shim").ok().filter(waits_for_lock))
@@ -229,7 +236,15 @@ pub const CASES: &[Case] = &[
             Ok((removed.code == 0).then_some(()))
         })?;
         signal(&compiling.precompiler, Signal::CONT)?;
-        shim.wait_for_end().context("the shim")
+        shim.wait_for_end().context("the shim")?;
+        // The fifos are the client's, too.
+        for folder in fs::read_dir("/run/containerd/fifo").context("reading the folders of fifos")? {
+            let folder = folder?.path();
+            if folder.join(format!("{}-stdin", test.id)).exists() {
+                fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+            }
+        }
+        Ok(())
     })
     .kinds(CORE),
 ];
@@ -306,9 +321,9 @@ fn remove_largest(test: &Test) -> Result<()> {
     Ok(())
 }
 
-/// A module that takes seconds to compile, of the test's own.
+/// A module that takes a while to compile, of the test's own.
 fn slow(test: &Test) -> Result<Vec<u8>> {
-    let add = "(local.set 0 (i32.add (local.get 0) (i32.load (local.get 0))))".repeat(150_000);
+    let add = "(local.set 0 (i32.add (local.get 0) (i32.load (local.get 0))))".repeat(20_000);
     assemble(&format!(
         r#"(module (memory 1) (func (export "_start")) (func (export "{}") (local i32) {add}))"#,
         test.id
