@@ -58,6 +58,7 @@ mod terminal;
 mod user_namespace;
 mod wasm;
 mod wasm_bad_input;
+mod wasm_compiling;
 mod wasm_network;
 mod wasm_service;
 
@@ -102,6 +103,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
     ("wasm_bad_input", wasm_bad_input::CASES),
+    ("wasm_compiling", wasm_compiling::CASES),
     ("wasm_network", wasm_network::CASES),
     ("wasm_service", wasm_service::CASES),
     ("bad_input", bad_input::CASES),
