@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bootstrap;
+mod containerd;
 mod delete;
 mod descriptor;
 mod engine;

@@ -82,6 +82,7 @@ fn leave_server(
             socket: path,
             id: params.id,
             namespace: params.namespace,
+            grpc_address: params.grpc_address,
             ttrpc_address: params.ttrpc_address,
             level: params.level,
             warning,

@@ -8,5 +8,8 @@ fn main() -> Result<()> {
     for image in test_images::build()? {
         println!("{} {}", image.reference(), image.save(&out)?.display());
     }
+    for artifact in test_images::artifacts()? {
+        println!("{} {}", artifact.reference(), artifact.save(&out)?.display());
+    }
     Ok(())
 }

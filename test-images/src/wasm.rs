@@ -42,6 +42,12 @@ const CASES: [(&str, &str); 6] = [
     ("loop.wasm", include_str!("../programs/loop.wat")),
 ];
 
+/// The module of one case.
+pub(crate) fn case(name: &str) -> Result<Vec<u8>> {
+    let (_, text) = CASES.iter().find(|(case, _)| *case == name).with_context(|| format!("no case {name}"))?;
+    wat::parse_str(text).with_context(|| format!("assembling {name}"))
+}
+
 /// Adds one file for each case to the tree: the guests of WASI 0.2, and `truncated.wasm`, a module that is cut off.
 pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
     for (name, program, world) in
@@ -50,8 +56,8 @@ pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
         let guest = program.get().and_then(|core| guest(core, world));
         tree = tree.file(name, 0o644, guest.with_context(|| format!("building {name}"))?);
     }
-    for (name, text) in CASES {
-        let module = wat::parse_str(text).with_context(|| format!("assembling {name}"))?;
+    for (name, _) in CASES {
+        let module = case(name)?;
         if name == "function.wasm" {
             tree = tree.file("truncated.wasm", 0o644, &module[..module.len() / 2]);
         }

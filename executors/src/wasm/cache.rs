@@ -44,27 +44,45 @@ struct About {
 /// The entry for a module with these proposals; compiled now if it isn't there. Of several callers at once one compiles, the
 /// others wait.
 pub(super) fn get(mut module: File, proposals: &[String]) -> Result<Entry> {
-    let folder = std::env::var_os(FOLDER_VARIABLE).map_or_else(|| PathBuf::from(FOLDER), PathBuf::from);
+    let folder = folder();
     let key = key(&mut module, &mut std::io::sink(), proposals)?;
-    let path = folder.join(&key);
-    if let Some(entry) = open(&path) {
+    if let Some(entry) = open(&folder.join(&key)) {
         return Ok(entry);
     }
     make_folder(&folder)?;
     // What is compiled has to be what the key is made of, however the file changes meanwhile: else whoever can write to one
     // container's module could put code of their own under the key of another's.
     let (module, key) = sealed_copy(&mut module, proposals)?;
-    let path = folder.join(&key);
+    compile_once(module, &folder, &key, proposals)
+}
+
+/// The same for a module whose digest (SHA-256, in hexadecimal) is known: it is only read, into a sealed file and compared with
+/// the digest, when it has to be compiled.
+pub(super) fn get_known(digest: &str, read: impl FnOnce() -> Result<OwnedFd>, proposals: &[String]) -> Result<Entry> {
+    let (folder, key) = (folder(), name(digest, proposals)?);
+    if let Some(entry) = open(&folder.join(&key)) {
+        return Ok(entry);
+    }
+    make_folder(&folder)?;
+    compile_once(read()?, &folder, &key, proposals)
+}
+
+/// Compiles a sealed module unless somebody else does or has.
+fn compile_once(module: OwnedFd, folder: &Path, key: &str, proposals: &[String]) -> Result<Entry> {
     let lock_path = folder.join(format!("{key}.lock"));
     let lock = lock(&lock_path)?;
-    let entry = match open(&path) {
+    let entry = match open(&folder.join(key)) {
         Some(entry) => Ok(entry),
-        None => compile(module, &folder, &key, proposals),
+        None => compile(module, folder, key, proposals),
     };
     // Whoever waits for the lock looks for the entry first, so the file may go while it is locked.
     let _ = std::fs::remove_file(&lock_path);
     drop(lock);
     entry
+}
+
+fn folder() -> PathBuf {
+    std::env::var_os(FOLDER_VARIABLE).map_or_else(|| PathBuf::from(FOLDER), PathBuf::from)
 }
 
 /// An entry that is whole and that only root could have written; anything else is as if it were not there.
@@ -99,12 +117,17 @@ fn key(module: &mut File, copy: &mut dyn Write, proposals: &[String]) -> Result<
         copy.write_all(&buffer[..n]).or_kind(Kind::Unavailable, || "copy it")?;
     }
     module.rewind().or_kind(Kind::Internal, what)?;
+    name(&hex(&digest.finalize()), proposals)
+}
+
+/// The name of an entry, from a module's digest.
+fn name(digest: &str, proposals: &[String]) -> Result<String> {
     // Another build may have been made with another configuration of Wasmtime, whatever the numbers say.
     let binary = std::fs::metadata("/proc/self/exe").or_kind(Kind::Internal, || "stat /proc/self/exe")?;
     let build = (binary.dev(), binary.ino(), binary.size(), binary.mtime(), binary.mtime_nsec());
     let mut engine = Sha256::new();
     engine.update(format!("{} {} {build:?} {:?} {proposals:?}", runner::WASMTIME, runner::REVISION, processor()));
-    Ok(format!("{}-{}", hex(&digest.finalize()), &hex(&engine.finalize())[..16]))
+    Ok(format!("{digest}-{}", &hex(&engine.finalize())[..16]))
 }
 
 /// A copy of the module that nobody can change any more (memfd_create(2), "File sealing"), and its key.

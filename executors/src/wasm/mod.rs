@@ -24,7 +24,7 @@ use crate::native::options::Recursive;
 use crate::native::plan::Payload;
 use crate::rootfs::clone_tree;
 use crate::sys::{self, MountAttr};
-use crate::{Kind, host};
+use crate::{Kind, host, image};
 
 /// Whether a file that begins with these four bytes is a module or component (WebAssembly core specification, 5.5.16), or
 /// one in text form: no program begins so, and it shall be refused by what it is.
@@ -44,13 +44,16 @@ pub(crate) fn entrypoint(program: &str) -> (&str, Option<&str>) {
 pub(crate) struct Runner {
     /// This binary, on a read-only mount: through /proc/self/exe nobody can write to it (CVE-2019-5736).
     pub program: OwnedFd,
+    /// What the module is called, for a guest without arguments.
+    pub name: String,
     /// Its [`RunnerConfig`], and the folder with its code; the plan adds the guest's root (see [`runner::CONFIG_FD`]).
     pub pass: Vec<OwnedFd>,
 }
 
 impl Runner {
-    /// The payload of a plan, for a guest with these arguments.
+    /// The payload of a plan, for a guest with these arguments; without any it has the module's name.
     pub fn payload(self, guest: &[String]) -> Result<Payload> {
+        let guest = if guest.is_empty() { std::slice::from_ref(&self.name) } else { guest };
         let argv = std::iter::once(RUNNER)
             .chain(guest.iter().map(String::as_str))
             .map(|arg| CString::new(arg).or_kind(Kind::InvalidArgument, || "process.args"))
@@ -63,14 +66,31 @@ impl Runner {
 ///
 /// # Errors
 /// InvalidArgument, in one sentence, for a module that can't run: not valid, no entry point, an import we lack.
-pub(crate) fn prepare(module: File, name: &str, function: Option<&str>, options: &WasmOptions) -> Result<Runner> {
+pub(crate) fn prepare(module: Module<'_>, name: &str, function: Option<&str>, options: &WasmOptions) -> Result<Runner> {
     let what = || format!("module {name}");
-    let entry = cache::get(module, &options.settings.proposals).map_err(|e| e.context(what()))?;
+    let entry = precompiled(module, &options.settings.proposals).map_err(|e| e.context(what()))?;
     let call = call(&entry.facts, function, options).map_err(|e| e.context(what()))?;
     let (imports, settings) = (entry.facts.imports, options.settings.clone());
     let config = RunnerConfig { name: name.to_owned(), call, imports, settings };
     let code = read_only_copy(&entry.folder).map_err(|e| e.context(what()))?;
-    Ok(Runner { program: own_binary()?, pass: vec![sealed(&config)?, code] })
+    Ok(Runner { program: own_binary()?, name: name.to_owned(), pass: vec![sealed(&config)?, code] })
+}
+
+/// Where a module is.
+pub(crate) enum Module<'a> {
+    File(File),
+    /// In the container's image, as it is.
+    InImage(image::Module<'a>),
+}
+
+fn precompiled(module: Module<'_>, proposals: &[String]) -> Result<cache::Entry> {
+    match module {
+        Module::File(file) => cache::get(file, proposals),
+        Module::InImage(module) => match module.layer().digest.sha256() {
+            Some(digest) => cache::get_known(digest, || module.read(), proposals),
+            None => cache::get(module.read()?.into(), proposals),
+        },
+    }
 }
 
 /// What is called of a module: the function that is asked for, or its first usual entry point.

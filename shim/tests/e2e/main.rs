@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod apparmor;
+mod artifacts;
 mod bad_input;
 mod checkpoint;
 mod churn;
@@ -100,6 +101,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("user_namespace", user_namespace::CASES),
     ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
+    ("artifacts", artifacts::CASES),
     ("wasm_network", wasm_network::CASES),
     ("wasm_service", wasm_service::CASES),
     ("bad_input", bad_input::CASES),
