@@ -201,6 +201,15 @@ pub(crate) fn pick_exec(process: &Process, root: BorrowedFd<'_>) -> Result<Entry
     Ok(Entrypoint::Native)
 }
 
+/// The entrypoint of a process and its path, if it is WebAssembly.
+pub(crate) fn wasm_entrypoint(
+    process: &Process,
+    open: impl Fn(&Path) -> std::result::Result<File, Errno>,
+) -> Result<Option<(File, String)>> {
+    let Some(mut found) = search_program(process, open)? else { return Ok(None) };
+    Ok(is_wasm(&mut found.file)?.then_some((found.file, found.path)))
+}
+
 /// Looks for `args[0]` with `open`, which is given absolute paths.
 fn search_program(
     process: &Process,

@@ -112,6 +112,12 @@ pub fn artifacts() -> Result<Vec<Artifact>> {
             &["/probe.wasm"],
             vec![layer(WASM, "probe.wasm", core.clone()), layer(WASM, "function.wasm", function.clone())],
         ),
+        // One prints the name that it is called by.
+        artifact("name-with-title", cncf, "wasip1", vec![layer(WASM, "printer.wasm", wasm::case("name.wasm")?)]),
+        artifact("name-without-title", cncf, "wasip1", vec![layer(WASM, "", wasm::case("name.wasm")?)]),
+        // Modules of their own, which nothing has compiled yet.
+        artifact("ahead-layer", cncf, "wasip1", vec![layer(WASM, "ahead.wasm", wasm::module("ahead of time")?)]),
+        artifact("watched-layer", cncf, "wasip1", vec![layer(WASM, "watched.wasm", wasm::module("watched")?)]),
         // What can't be run.
         ordinary("not-wasm", "linux", &["/probe.wasm"], vec![layer(WASM, "", "not a module")]),
         artifact("unknown-config", "application/x-unknown", "wasip1", vec![layer(WASM, "", function.clone())]),
@@ -123,7 +129,7 @@ pub fn artifacts() -> Result<Vec<Artifact>> {
         ordinary("named-badly", "linux", &["/missing"], vec![]).annotated("run.oci.handler", "vm"),
         ordinary("wasm-platform", "wasip1", &["/missing"], vec![]),
         // Its layer is for tests to take away or to change.
-        ordinary("broken", "linux", &["/a.wasm"], vec![layer(WASM, "", [function, b"\0\x02\x01x".to_vec()].concat())]),
+        ordinary("broken", "linux", &["/a.wasm"], vec![layer(WASM, "", wasm::module("broken")?)]),
         ordinary("missing", "linux", &["/a.wasm"], vec![layer(WASM, "", "not there")]),
     ])
 }

@@ -118,3 +118,17 @@ pub fn build() -> Result<Vec<Image>> {
         Image { name: "wasm-cases", entrypoint: vec![], command: vec!["/true.wasm"], tree: wasm::cases(Tree::base())? },
     ])
 }
+
+/// Builds images of small modules that nothing else uses.
+pub fn ahead_of_time() -> Result<Vec<Image>> {
+    let image = |name: &'static str, path: &'static str, entrypoint: &'static str| -> Result<Image> {
+        let tree = Tree::base().file(path, 0o644, module(name)?);
+        Ok(Image { name, entrypoint: vec![entrypoint], command: vec![], tree })
+    };
+    Ok(vec![image("ahead-file", "ahead.wasm", "/ahead.wasm")?, image("watched-file", "watched.wasm", "/watched.wasm")?])
+}
+
+/// A small module that does nothing, and is another for each label.
+pub fn module(label: &str) -> Result<Vec<u8>> {
+    wasm::module(label)
+}

@@ -33,12 +33,13 @@ pub(crate) fn guest(mut core: Vec<u8>, world: &str) -> Result<Vec<u8>> {
         .context("making a component of the core module")
 }
 
-const CASES: [(&str, &str); 6] = [
+const CASES: [(&str, &str); 7] = [
     ("true.wasm", include_str!("../programs/true.wat")),
     ("trap.wasm", include_str!("../programs/trap.wat")),
     ("no-entry.wasm", include_str!("../programs/no-entry.wat")),
     ("missing-import.wasm", include_str!("../programs/missing-import.wat")),
     ("function.wasm", include_str!("../programs/function.wat")),
+    ("name.wasm", include_str!("../programs/name.wat")),
     ("loop.wasm", include_str!("../programs/loop.wat")),
 ];
 
@@ -46,6 +47,15 @@ const CASES: [(&str, &str); 6] = [
 pub(crate) fn case(name: &str) -> Result<Vec<u8>> {
     let (_, text) = CASES.iter().find(|(case, _)| *case == name).with_context(|| format!("no case {name}"))?;
     wat::parse_str(text).with_context(|| format!("assembling {name}"))
+}
+
+/// A module that does nothing, and is another for each label (WebAssembly core specification, 5.5.3: a custom section).
+pub(crate) fn module(label: &str) -> Result<Vec<u8>> {
+    let mut module = case("true.wasm")?;
+    let length = u8::try_from(label.len()).ok().filter(|length| *length < 127).context("a short label")?;
+    module.extend([0, length + 1, length]);
+    module.extend(label.as_bytes());
+    Ok(module)
 }
 
 /// Adds one file for each case to the tree: the guests of WASI 0.2, and `truncated.wasm`, a module that is cut off.

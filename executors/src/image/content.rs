@@ -118,12 +118,20 @@ impl Hasher {
     }
 
     fn finish(self) -> String {
-        let (name, bytes) = match self {
-            Hasher::Sha256(hasher) => ("sha256", hasher.finalize().to_vec()),
-            Hasher::Sha512(hasher) => ("sha512", hasher.finalize().to_vec()),
-        };
-        bytes.iter().fold(format!("{name}:"), |text, byte| text + &format!("{byte:02x}"))
+        match self {
+            Hasher::Sha256(hasher) => text("sha256", &hasher.finalize()),
+            Hasher::Sha512(hasher) => text("sha512", &hasher.finalize()),
+        }
     }
+}
+
+/// The digest of bytes.
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    text("sha256", &Sha256::digest(bytes))
+}
+
+fn text(algorithm: &str, digest: &[u8]) -> String {
+    digest.iter().fold(format!("{algorithm}:"), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Takes as many bytes as are due and hashes them.

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use anyhow::anyhow;
 use serde::{Deserialize, Deserializer};
 
-use super::content::{Digest, short};
+use super::content::{Digest, sha256, short};
 use crate::Kind;
 use crate::error::{OrKind, Result, bail};
 
@@ -129,13 +130,23 @@ impl Settings {
         from_json(json)
     }
 
+    /// The name of its topmost layer when it is unpacked (config.md, "Layer ChainID"); none without layers.
+    pub fn chain(&self) -> Option<String> {
+        let mut layers = self.rootfs.diff_ids.iter();
+        let first = layers.next()?.to_string();
+        Some(layers.fold(first, |chain, layer| sha256(format!("{chain} {layer}").as_bytes())))
+    }
+
     pub fn platform(&self) -> Platform {
         Platform { os: self.os.clone(), architecture: self.architecture.clone() }
     }
 }
 
 fn from_json<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(json).or_kind(Kind::InvalidArgument, || "not a document of an image")
+    // It repeats what it has found, however long.
+    serde_json::from_slice(json)
+        .map_err(|e| anyhow!("{}", short(&e.to_string())))
+        .or_kind(Kind::InvalidArgument, || "not a document of an image")
 }
 
 /// Go's encoder writes what is empty as null.

@@ -1,13 +1,15 @@
-//! A store in memory.
+//! A store in memory, for tests and fuzz targets.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+#[cfg(test)]
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
-use super::{Digest, ImageRecord, ImageStore};
+use super::content::sha256;
+use super::document::Settings;
+use super::{Digest, Image, ImageRecord, ImageStore};
 use crate::Kind;
 use crate::error::{OrKind, Result, bail};
 
@@ -20,12 +22,12 @@ pub(crate) struct Memory {
     pub reads: AtomicU32,
 }
 
+#[cfg(test)]
 impl Memory {
     /// Keeps a content, and returns its descriptor.
     pub fn blob(&mut self, media_type: &str, content: impl AsRef<[u8]>) -> Value {
         let content = content.as_ref();
-        let digest =
-            Sha256::digest(content).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"));
+        let digest = sha256(content);
         self.blobs.insert(digest.clone(), content.to_vec());
         json!({"mediaType": media_type, "digest": digest, "size": content.len()})
     }
@@ -63,4 +65,20 @@ impl ImageStore for Memory {
         let Some(content) = self.blobs.get(digest.as_ref()) else { bail!(NotFound, "{digest}: not there") };
         content.chunks(7).try_for_each(|chunk| to.write_all(chunk)).or_kind(Kind::Internal, || "write it")
     }
+}
+
+/// See [`crate::fuzzing::image`].
+pub(crate) fn read_documents(documents: &[&[u8]]) -> Result<usize> {
+    let mut store = Memory::default();
+    for document in documents {
+        // Whatever its place, it could be a config; what is wrong with that is said for the first.
+        let _ = Settings::parse(document).map(|settings| settings.chain());
+        store.blobs.insert(sha256(document), document.to_vec());
+    }
+    let target = documents.first().copied().unwrap_or_default();
+    let (name, target, size) = ("i".to_owned(), sha256(target), target.len() as u64);
+    store.record = ImageRecord { name, target, size, ..Default::default() };
+    let Some(image) = Image::of(&store)? else { return Ok(0) };
+    image.module(&store, "/a.wasm#f")?;
+    Ok(image.modules(&store).count())
 }

@@ -191,3 +191,17 @@ fn annotations_come_from_the_inside_out() {
     assert_eq!(values, [Some("manifest"), Some("descriptor"), Some("config"), Some("record"), None]);
     assert_eq!(image.wasm_platform(), None);
 }
+
+#[test]
+fn a_chain_of_layers_has_one_name() {
+    let chain = |diff_ids: Value| {
+        let settings = json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string();
+        document::Settings::parse(settings.as_bytes()).unwrap().chain()
+    };
+    let (a, b) = (format!("sha256:{}", "a".repeat(64)), format!("sha256:{}", "b".repeat(64)));
+    assert_eq!((chain(json!([])), chain(Value::Null)), (None, None));
+    assert_eq!(chain(json!([a])), Some(a.clone()));
+    let two = content::sha256(format!("{a} {b}").as_bytes());
+    assert_eq!(chain(json!([a, b])), Some(two.clone()));
+    assert_eq!(chain(json!([a, b, a])), Some(content::sha256(format!("{two} {a}").as_bytes())));
+}

@@ -5,8 +5,9 @@
 //!                  └───── miss ─> precompiler (own process, confined) ─> cache
 //! container:    runner ─> Wasmtime with precompiled code ─> guest
 //! ```
-//! The server never initialises Wasmtime: hostile bytes are parsed in the precompiler, hostile code runs in the container.
+//! `precompile` fills the cache before (see [`ahead`]). The server never initialises Wasmtime: hostile bytes are parsed in the precompiler, hostile code runs in the container.
 
+mod ahead;
 mod cache;
 mod options;
 mod precompile;
@@ -15,6 +16,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
+pub use self::ahead::{Precompiled, Snapshot, precompile_file, precompile_image};
 pub use self::options::WasmOptions;
 pub use runner::entry;
 use runner::{Call, Entry, Facts, RUNNER, RunnerConfig, World};

@@ -4,10 +4,11 @@
 //! needed here.
 
 use super::Access;
+use super::messages::{Envelope, Event, SubscribeRequest};
 use anyhow::{Context, anyhow};
 use executors::{Error, Kind, Result};
 use h2::RecvStream;
-use h2::client::{self, SendRequest};
+use h2::client::{self, ResponseFuture, SendRequest};
 use http::{HeaderMap, Request};
 use percent_encoding::percent_decode;
 use prost::Message;
@@ -83,14 +84,45 @@ impl Connection {
         mut each: impl FnMut(A) -> Result<()>,
     ) -> Result<()> {
         let exchange = async {
-            let mut answer = self.send(method, request).await?;
+            let mut answer = within(self.send(method, request)).await?;
             while let Some(message) = within(answer.next()).await? {
-                let message = A::decode(message.as_slice()).map_err(|error| Error::new(Kind::Internal, error))?;
-                each(message)?;
+                each(decode(&message)?)?;
             }
             Ok(())
         };
         self.runtime.block_on(exchange).map_err(|error: Error| error.context(method.to_owned()))
+    }
+
+    /// Calls `each` with containerd's events that come from now on, until `stop`.
+    ///
+    /// # Errors
+    /// As [`Connection::call`]; Unavailable when containerd ends.
+    pub fn subscribe(
+        &self,
+        request: &SubscribeRequest,
+        stop: impl Future<Output = ()>,
+        mut each: impl FnMut(Event),
+    ) -> Result<()> {
+        const METHOD: &str = "events.v1.Events/Subscribe";
+        let events = async {
+            // An answer begins with the first event.
+            let mut answer = self.send(METHOD, request).await?;
+            while let Some(message) = answer.next().await? {
+                let event = Event::try_from(decode::<Envelope>(&message)?);
+                each(event.map_err(|error| Error::new(Kind::Internal, error))?);
+                // What takes its time in between must not keep the end from being seen.
+                tokio::task::yield_now().await;
+            }
+            Err(Error::new(Kind::Unavailable, anyhow!("containerd has no more events")))
+        };
+        let until = async {
+            tokio::select! {
+                biased;
+                () = stop => Ok(()),
+                ended = events => ended,
+            }
+        };
+        self.runtime.block_on(until).map_err(|error: Error| error.context(METHOD))
     }
 
     async fn send(&self, method: &str, request: &impl Message) -> Result<Answer> {
@@ -101,21 +133,19 @@ impl Connection {
             .body(())
             .context("make a request")?;
         let frame = Cursor::new(frame(&request.encode_to_vec())?);
-        within(async {
-            let mut sender = self.sender.clone().ready().await.map_err(unavailable)?;
-            let (response, mut body) = sender.send_request(http, false).map_err(unavailable)?;
-            body.send_data(frame, true).map_err(unavailable)?;
-            let response = response.await.map_err(unavailable)?;
-            check(response.headers())?;
-            Ok(Answer { body: response.into_body(), buffer: Vec::new() })
-        })
-        .await
+        let mut sender = self.sender.clone().ready().await.map_err(unavailable)?;
+        let (response, mut body) = sender.send_request(http, false).map_err(unavailable)?;
+        body.send_data(frame, true).map_err(unavailable)?;
+        Ok(Answer { head: Some(response), body: None, buffer: Vec::new() })
     }
 }
 
 /// What is left of an answer.
 struct Answer {
-    body: RecvStream,
+    /// Until it has come.
+    head: Option<ResponseFuture>,
+    /// From then on.
+    body: Option<RecvStream>,
     buffer: Vec<u8>,
 }
 
@@ -126,14 +156,20 @@ impl Answer {
             if let Some(message) = unframe(&mut self.buffer)? {
                 return Ok(Some(message));
             }
-            match self.body.data().await {
+            if let Some(head) = self.head.take() {
+                let response = head.await.map_err(unavailable)?;
+                check(response.headers())?;
+                self.body = Some(response.into_body());
+            }
+            let Some(body) = &mut self.body else { return Ok(None) };
+            match body.data().await {
                 Some(data) => {
                     let data = data.map_err(unavailable)?;
-                    self.body.flow_control().release_capacity(data.len()).map_err(unavailable)?;
+                    body.flow_control().release_capacity(data.len()).map_err(unavailable)?;
                     self.buffer.extend_from_slice(&data);
                 }
                 None => {
-                    check(&self.body.trailers().await.map_err(unavailable)?.unwrap_or_default())?;
+                    check(&body.trailers().await.map_err(unavailable)?.unwrap_or_default())?;
                     return if self.buffer.is_empty() {
                         Ok(None)
                     } else {
@@ -148,6 +184,10 @@ impl Answer {
 async fn within<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     let limit = || Error::new(Kind::Unavailable, anyhow!("no answer within {} s", LIMIT.as_secs()));
     timeout(LIMIT, call).await.map_err(|_| limit()).flatten()
+}
+
+fn decode<A: Message + Default>(message: &[u8]) -> Result<A> {
+    A::decode(message).map_err(|error| Error::new(Kind::Internal, error))
 }
 
 fn unavailable(error: h2::Error) -> Error {

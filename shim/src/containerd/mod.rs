@@ -5,10 +5,14 @@
 
 mod grpc;
 mod messages;
+mod snapshot;
+
+pub use grpc::Connection;
+pub use messages::{Event, SubscribeRequest};
+pub use snapshot::View;
 
 use anyhow::anyhow;
 use executors::{Digest, Error, ImageRecord, ImageStore, Kind, Result};
-use grpc::Connection;
 use messages::{
     GetContainerRequest, GetContainerResponse, GetImageRequest, GetImageResponse, ReadContentRequest,
     ReadContentResponse,
@@ -27,9 +31,10 @@ pub struct Access {
 /// Whose image it is.
 enum Wanted {
     Container(String),
+    Image(String),
 }
 
-/// containerd's images, seen from one container.
+/// One of containerd's images, and all content.
 pub struct Images {
     access: Access,
     wanted: Wanted,
@@ -40,7 +45,16 @@ pub struct Images {
 impl Images {
     /// The image of the container with this id.
     pub fn of_container(access: &Access, id: &str) -> Images {
-        Images { access: access.clone(), wanted: Wanted::Container(id.to_owned()), connection: RefCell::default() }
+        Images::new(access, Wanted::Container(id.to_owned()))
+    }
+
+    /// The image of this name.
+    pub fn named(access: &Access, name: &str) -> Images {
+        Images::new(access, Wanted::Image(name.to_owned()))
+    }
+
+    fn new(access: &Access, wanted: Wanted) -> Images {
+        Images { access: access.clone(), wanted, connection: RefCell::default() }
     }
 
     fn connection(&self) -> Result<RefMut<'_, Connection>> {
@@ -54,8 +68,10 @@ impl Images {
 
     /// The name of the image; a container that containerd doesn't know has none.
     fn name(&self) -> Result<Option<String>> {
-        let Wanted::Container(id) = &self.wanted;
-        let request = GetContainerRequest { id: id.clone() };
+        let request = match &self.wanted {
+            Wanted::Image(name) => return Ok(Some(name.clone())),
+            Wanted::Container(id) => GetContainerRequest { id: id.clone() },
+        };
         let answer = self.connection()?.call("containers.v1.Containers/Get", &request);
         let container = found::<GetContainerResponse>(answer)?.and_then(|answer| answer.container);
         Ok(container.map(|container| container.image).filter(|image| !image.is_empty()))

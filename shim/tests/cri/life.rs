@@ -1,11 +1,12 @@
 //! Pods, their containers of both kinds, and what the kubelet does with them.
 use crate::api::*;
-use crate::harness::Kind;
 use crate::harness::case::CaseOf;
 use crate::harness::leaks::Process;
+use crate::harness::{Kind, PATIENCE};
 use crate::pod::{Case, Container, Test};
 use anyhow::{Context, Result, ensure};
 use std::fs;
+use std::time::{Duration, Instant};
 
 pub const CASES: &[Case] = &[
     CaseOf::new("a_container_of_a_pod", a_container as _).all(),
@@ -22,6 +23,7 @@ pub const CASES: &[Case] = &[
     CaseOf::new("a_terminal", terminal as _),
     CaseOf::new("the_network_of_the_node", node_network as _).all(),
     CaseOf::new("a_user_namespace", user_namespace as _).all(),
+    CaseOf::new("a_module_that_is_a_layer", module_in_a_layer as _).kinds(&[Kind::Core]),
 ];
 
 fn a_container(test: &Test) -> Result<()> {
@@ -33,6 +35,24 @@ fn a_container(test: &Test) -> Result<()> {
     let mut lines: Vec<&str> = log.lines().filter_map(|line| Some(line.split_once(' ')?.1)).collect();
     lines.sort();
     ensure!(lines == ["stderr F err", "stdout F out"], "{lines:?}");
+    container.remove()
+}
+
+/// With the config of an ordinary image, which the CRI needs.
+fn module_in_a_layer(test: &Test) -> Result<()> {
+    let image = test.containerd.artifact_in("k8s.io", "runwasi-layer")?;
+    let end = Instant::now() + PATIENCE;
+    while !test.client.has_image(&image)? {
+        ensure!(Instant::now() < end, "containerd does not know {image}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pod = test.pod(|_| ())?;
+    let container = pod.create(test.kind, "main", &["say", "out\n", ""], |config| {
+        config.image = Some(ImageSpec { image });
+    })?;
+    container.start()?;
+    ensure!(container.ended()?.exit_code == 0, "{:?}", container.status()?);
+    container.logged("out")?;
     container.remove()
 }
 

@@ -44,6 +44,7 @@ mod namespaces;
 mod net_devices;
 mod oom;
 mod options;
+mod precompile;
 mod process;
 mod protocol;
 mod restart;
@@ -102,6 +103,7 @@ const THEMES: &[(&str, &[Case])] = &[
     ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
     ("artifacts", artifacts::CASES),
+    ("precompile", precompile::CASES),
     ("wasm_network", wasm_network::CASES),
     ("wasm_service", wasm_service::CASES),
     ("bad_input", bad_input::CASES),

@@ -11,10 +11,16 @@ use std::path::PathBuf;
 impl Containerd {
     /// The reference of an artifact of `test_images`; all of them are imported when the first one is asked for.
     pub fn artifact(&self, name: &str) -> Result<String> {
+        self.artifact_in(NAMESPACE, name)
+    }
+
+    /// The same in another namespace of containerd's; the first one that is asked for is the only one.
+    pub fn artifact_in(&self, namespace: &str, name: &str) -> Result<String> {
         let import = || {
             for artifact in test_images::artifacts()? {
                 let archive = artifact.save(self.folder())?;
-                let import = self.ctr(["image", "import", "--all-platforms", "--no-unpack"]).arg(archive).output()?;
+                let import = ["--namespace", namespace, "image", "import", "--all-platforms", "--no-unpack"];
+                let import = self.ctr(import).arg(archive).output()?;
                 // Releases of containerd differ in what they take; the test of what is not there fails.
                 if import.code != 0 {
                     eprintln!("{}: {import}", artifact.name());
