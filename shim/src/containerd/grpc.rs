@@ -30,6 +30,9 @@ const WINDOW: u32 = 1 << 20;
 /// What begins the names of containerd's services.
 const SERVICES: &str = "containerd.services.";
 
+/// The method that answers with events.
+const SUBSCRIBE: &str = "events.v1.Events/Subscribe";
+
 /// A message on its way out.
 type Frame = Cursor<Vec<u8>>;
 
@@ -37,7 +40,7 @@ type Frame = Cursor<Vec<u8>>;
 pub struct Connection {
     runtime: Runtime,
     sender: SendRequest<Frame>,
-    namespace: String,
+    access: Access,
 }
 
 impl Connection {
@@ -57,7 +60,7 @@ impl Connection {
         };
         let sender = runtime.block_on(async { timeout(LIMIT, open).await }).context("timeout").flatten();
         let sender = sender.map_err(|error| Error::new(Kind::Unavailable, error).context(path.to_owned()))?;
-        Ok(Connection { runtime, sender, namespace: access.namespace.clone() })
+        Ok(Connection { runtime, sender, access: access.clone() })
     }
 
     /// Calls a method that answers with one message; the method's name begins with that of a service of containerd's.
@@ -90,46 +93,28 @@ impl Connection {
             }
             Ok(())
         };
-        self.runtime.block_on(exchange).map_err(|error: Error| error.context(method.to_owned()))
+        self.runtime.block_on(exchange).map_err(|error| self.context(error, method))
     }
 
-    /// Calls `each` with containerd's events that come from now on, until `stop`.
+    /// Asks for containerd's events from now on.
     ///
     /// # Errors
-    /// As [`Connection::call`]; Unavailable when containerd ends.
-    pub fn subscribe(
-        &self,
-        request: &SubscribeRequest,
-        stop: impl Future<Output = ()>,
-        mut each: impl FnMut(Event),
-    ) -> Result<()> {
-        const METHOD: &str = "events.v1.Events/Subscribe";
-        let events = async {
-            // An answer begins with the first event.
-            let mut answer = self.send(METHOD, request).await?;
-            while let Some(message) = answer.next().await? {
-                let event = Event::try_from(decode::<Envelope>(&message)?);
-                each(event.map_err(|error| Error::new(Kind::Internal, error))?);
-                // What takes its time in between must not keep the end from being seen.
-                tokio::task::yield_now().await;
-            }
-            Err(Error::new(Kind::Unavailable, anyhow!("containerd has no more events")))
-        };
-        let until = async {
-            tokio::select! {
-                biased;
-                () = stop => Ok(()),
-                ended = events => ended,
-            }
-        };
-        self.runtime.block_on(until).map_err(|error: Error| error.context(METHOD))
+    /// Unavailable.
+    pub fn subscribe(self, request: &SubscribeRequest) -> Result<Subscription> {
+        let sent = self.runtime.block_on(within(self.send(SUBSCRIBE, request)));
+        let answer = sent.map_err(|error| self.context(error, SUBSCRIBE))?;
+        Ok(Subscription { connection: self, answer })
+    }
+
+    fn context(&self, error: Error, method: &str) -> Error {
+        error.context(format!("{}: {method}", self.access.address))
     }
 
     async fn send(&self, method: &str, request: &impl Message) -> Result<Answer> {
         let http = Request::post(format!("http://localhost/{SERVICES}{method}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
-            .header("containerd-namespace", &self.namespace)
+            .header("containerd-namespace", &self.access.namespace)
             .body(())
             .context("make a request")?;
         let frame = Cursor::new(frame(&request.encode_to_vec())?);
@@ -137,6 +122,36 @@ impl Connection {
         let (response, mut body) = sender.send_request(http, false).map_err(unavailable)?;
         body.send_data(frame, true).map_err(unavailable)?;
         Ok(Answer { head: Some(response), body: None, buffer: Vec::new() })
+    }
+}
+
+/// containerd's events.
+pub struct Subscription {
+    connection: Connection,
+    answer: Answer,
+}
+
+impl Subscription {
+    /// Waits for the next event, for as long as it takes; `None` when `stop` comes before.
+    ///
+    /// # Errors
+    /// Unavailable when containerd ends.
+    pub fn next(&mut self, stop: impl Future<Output = ()>) -> Result<Option<Event>> {
+        let Subscription { connection, answer } = self;
+        let next = connection.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = stop => Ok(None),
+                message = answer.next() => match message? {
+                    Some(message) => {
+                        let event = Event::try_from(decode::<Envelope>(&message)?);
+                        event.map(Some).map_err(|error| Error::new(Kind::Internal, error))
+                    }
+                    None => Err(Error::new(Kind::Unavailable, anyhow!("containerd has no more events"))),
+                },
+            }
+        });
+        next.map_err(|error| connection.context(error, SUBSCRIBE))
     }
 }
 

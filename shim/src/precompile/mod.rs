@@ -34,7 +34,10 @@ pub fn run(args: &[OsString]) -> ExitCode {
     let done = match command {
         Command::Files(files) => all(&files, |file| Ok(vec![wasm::precompile_file(file.as_ref(), &options)?])),
         Command::Images(images) => all(&images, |image| of_image(&access, image, None, &mut None, &options)),
-        Command::Watch(namespaces) => watch::run(&access, &namespaces, &options).map_err(complain).is_ok(),
+        Command::Watch(namespaces) => {
+            watch::run(&access, &namespaces, &options);
+            true
+        }
     };
     if done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

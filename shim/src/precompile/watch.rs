@@ -7,8 +7,8 @@
 
 use super::{complain, of_image};
 use crate::containerd::{Access, Connection, Event, SubscribeRequest};
+use executors::WasmOptions;
 use executors::wasm::Snapshot;
-use executors::{Result, WasmOptions};
 use nix::sys::signal::{SigSet, Signal};
 use std::collections::VecDeque;
 use std::thread;
@@ -25,25 +25,25 @@ const MAX_PENDING: usize = 256;
 const SNAPSHOTTER: &str = "overlayfs";
 
 /// Watches these namespaces, all when there are none, until SIGTERM or SIGINT. A containerd that is away is waited for.
-///
-/// # Errors
-/// What keeps the watch from beginning.
-pub fn run(access: &Access, namespaces: &[String], options: &WasmOptions) -> Result<()> {
+pub fn run(access: &Access, namespaces: &[String], options: &WasmOptions) {
     let stop = Stop::on_signals();
     let mut watch = Watch { access, options, pending: VecDeque::new() };
     let mut reported = false;
     loop {
-        let ended = Connection::open(access).and_then(|connection| {
+        let subscribed = Connection::open(access).and_then(|connection| connection.subscribe(&request(namespaces)));
+        let ended = subscribed.and_then(|mut events| {
             reported = false;
-            connection.subscribe(&request(namespaces), stop.requested(), |event| watch.handle(event))
+            while let Some(event) = events.next(stop.requested())? {
+                watch.handle(event);
+            }
+            Ok(())
         });
-        if stop.is_requested() {
-            return Ok(());
-        }
-        if let Err(error) = ended
-            && !std::mem::replace(&mut reported, true)
-        {
-            complain(format!("{error}; it is tried again"));
+        match ended {
+            Ok(()) => return,
+            Err(_) if stop.is_requested() => return,
+            // Once, however long containerd is away.
+            Err(error) if !std::mem::replace(&mut reported, true) => complain(format!("{error}; it is tried again")),
+            Err(_) => {}
         }
         stop.wait(PAUSE);
     }

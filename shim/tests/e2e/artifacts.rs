@@ -86,7 +86,7 @@ pub const CASES: &[Case] = &[
     .kinds(CORE),
     Case::new("what_cannot_be_run_is_refused", |test| {
         for (name, words) in [
-            ("not-wasm", &["probe.wasm"][..]),
+            ("not-wasm", &["module.wasm", "not a valid module"][..]),
             ("unknown-config", &["unknown", "application/x-unknown"]),
             ("spin", &["Spin", "application/vnd.fermyon.spin.application.v1+config"]),
             ("huge-manifest", &["no more than 4194304 are read"]),

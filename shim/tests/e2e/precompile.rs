@@ -2,7 +2,7 @@
 use crate::artifacts;
 use crate::harness::command::{Output, Running, output};
 use crate::harness::{Case, Kind, NAMESPACE, PATIENCE, Test};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::json;
 use std::fs;
@@ -77,14 +77,18 @@ pub const CASES: &[Case] = &[
         let address = test.containerd.address().display().to_string();
         let watch = Running::spawn(command.args(["--watch", "--namespace", NAMESPACE, "--address", &address]))?;
         // Nothing says when containerd has begun to send events, so images are made until one is seen.
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + PATIENCE / 4;
         for number in 0.. {
             let tag = format!("localhost/watched:{}-{number}", test.id);
             test.ctr(["image", "tag", &image, &tag]).done()?;
             if watch.text().contains("watched.wasm") {
                 break;
             }
-            ensure!(Instant::now() < end, "nothing was precompiled");
+            if Instant::now() > end {
+                // It may have ended before.
+                let _ = watch.signal(Signal::TERM);
+                bail!("nothing was precompiled: {}", watch.finish()?);
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
         // An ordinary image, which is there before its layers are unpacked.
