@@ -16,7 +16,13 @@ pub const CASES: &[Case] = &[
     Case::new("by_ctr", |test| {
         for name in ["raw-layer", "runwasi-layer"] {
             test.containerd.artifact(name)?;
-            let output = test.run_image(name, &["/probe.wasm", "hello"]).id(&test.other(name)).done()?;
+            let run = test.run_image(name, &["/probe.wasm", "hello"]).id(&test.other(name));
+            if test.containerd.line == "1.6" {
+                // Its client wants each layer to be one of a root file system.
+                run.output()?.refused(&["mismatched image rootfs and manifest layers"])?;
+                continue;
+            }
+            let output = run.done()?;
             ensure!(output.stdout == "hello from WebAssembly\n", "{output}");
         }
         Ok(())
