@@ -40,6 +40,15 @@ impl ExecSpec {
     }
 }
 
+/// Where the module is that a process would be, and the function that is called of it.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn detect(spec: &ExecSpec, root: BorrowedFd<'_>) -> Result<Option<(String, Option<String>)>> {
+    Ok(match dispatch::pick_exec(&spec.0, root)? {
+        Entrypoint::Native => None,
+        Entrypoint::Wasm { path, function, .. } => Some((path, function)),
+    })
+}
+
 impl fmt::Debug for ExecSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("ExecSpec").field(&bundle::args(&self.0)).finish()

@@ -116,8 +116,8 @@ pub fn artifacts() -> Result<Vec<Artifact>> {
         artifact("name-with-title", cncf, "wasip1", vec![layer(WASM, "printer.wasm", wasm::case("name.wasm")?)]),
         artifact("name-without-title", cncf, "wasip1", vec![layer(WASM, "", wasm::case("name.wasm")?)]),
         // Modules of their own, which nothing has compiled yet.
-        artifact("ahead-layer", cncf, "wasip1", vec![layer(WASM, "ahead.wasm", wasm::module("ahead of time")?)]),
-        artifact("watched-layer", cncf, "wasip1", vec![layer(WASM, "watched.wasm", wasm::module("watched")?)]),
+        artifact("ahead-layer", cncf, "wasip1", vec![layer(WASM, "ahead.wasm", wasm::labelled("ahead of time")?)]),
+        artifact("watched-layer", cncf, "wasip1", vec![layer(WASM, "watched.wasm", wasm::labelled("watched")?)]),
         // What can't be run.
         ordinary("not-wasm", "linux", &["/probe.wasm"], vec![layer(WASM, "", "not a module")]),
         artifact("unknown-config", "application/x-unknown", "wasip1", vec![layer(WASM, "", function.clone())]),
@@ -129,7 +129,7 @@ pub fn artifacts() -> Result<Vec<Artifact>> {
         ordinary("named-badly", "linux", &["/missing"], vec![]).annotated("run.oci.handler", "vm"),
         ordinary("wasm-platform", "wasip1", &["/missing"], vec![]),
         // Its layer is for tests to take away or to change.
-        ordinary("broken", "linux", &["/a.wasm"], vec![layer(WASM, "", wasm::module("broken")?)]),
+        ordinary("broken", "linux", &["/a.wasm"], vec![layer(WASM, "", wasm::labelled("broken")?)]),
         ordinary("missing", "linux", &["/a.wasm"], vec![layer(WASM, "", "not there")]),
     ])
 }

@@ -65,6 +65,11 @@ pub fn hook() -> Result<Vec<u8>> {
     programs::HOOK.get()
 }
 
+/// A WebAssembly module or component from its text.
+pub fn assemble(text: &str) -> Result<Vec<u8>> {
+    wat::parse_str(text).context("assembling a module")
+}
+
 /// A command module of WASI 0.1 that does nothing, with functions beside of about `bytes` bytes.
 pub fn module(bytes: usize) -> Result<Vec<u8>> {
     wasm::module(bytes)
@@ -127,13 +132,13 @@ pub fn build() -> Result<Vec<Image>> {
 /// Builds images of small modules that nothing else uses.
 pub fn ahead_of_time() -> Result<Vec<Image>> {
     let image = |name: &'static str, path: &'static str, entrypoint: &'static str| -> Result<Image> {
-        let tree = Tree::base().file(path, 0o644, module(name)?);
+        let tree = Tree::base().file(path, 0o644, labelled(name)?);
         Ok(Image { name, entrypoint: vec![entrypoint], command: vec![], tree })
     };
     Ok(vec![image("ahead-file", "ahead.wasm", "/ahead.wasm")?, image("watched-file", "watched.wasm", "/watched.wasm")?])
 }
 
 /// A small module that does nothing, and is another for each label.
-pub fn module(label: &str) -> Result<Vec<u8>> {
-    wasm::module(label)
+pub fn labelled(label: &str) -> Result<Vec<u8>> {
+    wasm::labelled(label)
 }

@@ -50,7 +50,7 @@ pub(crate) fn case(name: &str) -> Result<Vec<u8>> {
 }
 
 /// A module that does nothing, and is another for each label (WebAssembly core specification, 5.5.3: a custom section).
-pub(crate) fn module(label: &str) -> Result<Vec<u8>> {
+pub(crate) fn labelled(label: &str) -> Result<Vec<u8>> {
     let mut module = case("true.wasm")?;
     let length = u8::try_from(label.len()).ok().filter(|length| *length < 127).context("a short label")?;
     module.extend([0, length + 1, length]);

@@ -1,6 +1,7 @@
 //! Compiling ahead of time: what containers will find in the cache.
 
 use std::fs::{DirBuilder, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -80,8 +81,10 @@ pub fn precompile_image(
 }
 
 fn precompile(module: Module<'_>, name: String, options: &WasmOptions) -> Result<Precompiled> {
-    let entry = precompiled(module, &options.settings.proposals).map_err(|e| e.context(format!("module {name}")))?;
-    Ok(Precompiled { name, folder: entry.folder })
+    let entry = precompiled(module, options).map_err(|e| e.context(format!("module {name}")))?;
+    let link = format!("/proc/self/fd/{}", entry.folder.as_raw_fd());
+    let folder = std::fs::read_link(link).or_kind(Kind::Internal, || "find the folder of the code")?;
+    Ok(Precompiled { name, folder })
 }
 
 /// An empty folder for a mount that has to be attached for a moment; dropping it removes it.

@@ -17,9 +17,14 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 pub use self::ahead::{Precompiled, Snapshot, precompile_file, precompile_image};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::cache::is_about;
 pub use self::options::WasmOptions;
 pub use runner::entry;
 use runner::{Call, Entry, Facts, RUNNER, RunnerConfig, World};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
 
 use crate::error::{OrKind, Result, bail};
 use crate::native::options::Recursive;
@@ -70,12 +75,12 @@ impl Runner {
 /// InvalidArgument, in one sentence, for a module that can't run: not valid, no entry point, an import we lack.
 pub(crate) fn prepare(module: Module<'_>, name: &str, function: Option<&str>, options: &WasmOptions) -> Result<Runner> {
     let what = || format!("module {name}");
-    let entry = precompiled(module, &options.settings.proposals).map_err(|e| e.context(what()))?;
+    let entry = precompiled(module, options).map_err(|e| e.context(what()))?;
     let call = call(&entry.facts, function, options).map_err(|e| e.context(what()))?;
     let (imports, settings) = (entry.facts.imports, options.settings.clone());
     let serves = entry.facts.serves();
     let config = RunnerConfig { name: name.to_owned(), call, imports, serves, settings };
-    let code = read_only_copy(&entry.folder).map_err(|e| e.context(what()))?;
+    let code = read_only_entry(&entry.folder).map_err(|e| e.context(what()))?;
     Ok(Runner { program: own_binary()?, name: name.to_owned(), pass: vec![sealed(&config)?, code] })
 }
 
@@ -86,14 +91,19 @@ pub(crate) enum Module<'a> {
     InImage(image::Module<'a>),
 }
 
-fn precompiled(module: Module<'_>, proposals: &[String]) -> Result<cache::Entry> {
-    match module {
-        Module::File(file) => cache::get(file, proposals),
-        Module::InImage(module) => match module.layer().digest.sha256() {
-            Some(digest) => cache::get_known(digest, || module.read(), proposals),
-            None => cache::get(module.read()?.into(), proposals),
-        },
-    }
+/// A module's code. That of a layer is known by the layer's digest, so the module is only read to be compiled.
+fn precompiled(module: Module<'_>, options: &WasmOptions) -> Result<cache::Entry> {
+    let module = match module {
+        Module::File(file) => file,
+        Module::InImage(module) => {
+            let known = module.layer().digest.sha256().map(|digest| cache::by_digest(digest, options));
+            if let Some(entry) = known.transpose()?.flatten() {
+                return Ok(entry);
+            }
+            module.read()?.into()
+        }
+    };
+    cache::get(module, options)
 }
 
 /// What is called of a module: the function that is asked for, or its first usual entry point.
@@ -125,16 +135,26 @@ fn call(facts: &Facts, function: Option<&str>, options: &WasmOptions) -> Result<
     }
 }
 
-/// A detached read-only mount of a file or folder. Unlike a plain descriptor of a folder it has no `..` to leave by.
-fn read_only_copy(path: &std::path::Path) -> Result<OwnedFd> {
-    let what = || format!("mount {} read-only", path.display());
-    let tree = clone_tree(path, Recursive::No).or_kind(Kind::Internal, what)?;
+/// A cache entry's folder on a read-only mount that is attached nowhere: it has no `..` to leave by. It keeps the entry from
+/// being removed until the runner has mapped the code and closes it.
+fn read_only_entry(folder: &OwnedFd) -> Result<OwnedFd> {
+    let what = || "mount its code read-only";
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(folder, c"", flags).or_kind(Kind::Internal, what)?;
+    let tree = read_only(tree).or_kind(Kind::Internal, what)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let copy = rustix::fs::openat(tree, c".", flags, Mode::empty()).or_kind(Kind::Internal, what)?;
+    rustix::fs::flock(&copy, FlockOperation::LockShared).or_kind(Kind::Internal, what)?;
+    Ok(copy)
+}
+
+fn read_only(tree: OwnedFd) -> std::result::Result<OwnedFd, Errno> {
     let attr = MountAttr {
         set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
         propagation: libc::MS_PRIVATE,
         ..MountAttr::default()
     };
-    sys::mount_setattr(tree.as_fd(), false, &attr).or_kind(Kind::Internal, what)?;
+    sys::mount_setattr(tree.as_fd(), false, &attr)?;
     Ok(tree)
 }
 
@@ -145,7 +165,9 @@ fn own_binary() -> Result<OwnedFd> {
         return Ok(binary);
     }
     // A server runs from a read-only mount; who else runs containers may not.
-    read_only_copy(&std::fs::read_link("/proc/self/exe").or_kind(Kind::Internal, || "read /proc/self/exe")?)
+    let path = std::fs::read_link("/proc/self/exe").or_kind(Kind::Internal, || "read /proc/self/exe")?;
+    let tree = clone_tree(&path, Recursive::No).and_then(read_only);
+    tree.or_kind(Kind::Internal, || format!("mount {} read-only", path.display()))
 }
 
 /// The runner's configuration where nobody can change it any more.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use oci_spec::runtime::LinuxResources;
 use runner::{Destination, Host, Network, PROPOSALS, Preopen, Settings};
 
+use super::cache::bound;
 use crate::bundle::Bundle;
 use crate::error::{Result, bail};
 
@@ -19,6 +20,8 @@ const CONFIG: &str = "config.";
 pub struct WasmOptions {
     /// Whether programs of WASI 0.3 are run.
     pub(super) wasi03: bool,
+    /// How large the cache of precompiled code may be, in bytes.
+    pub(super) cache_size: Option<u64>,
     pub(super) settings: Settings,
     preopens: Preopens,
 }
@@ -34,7 +37,7 @@ enum Preopens {
 
 impl Default for WasmOptions {
     fn default() -> Self {
-        WasmOptions { wasi03: true, settings: Settings::default(), preopens: Preopens::Listed }
+        WasmOptions { wasi03: true, cache_size: None, settings: Settings::default(), preopens: Preopens::Listed }
     }
 }
 
@@ -49,7 +52,8 @@ struct Key {
 }
 
 /// Without an annotation is what the node's administrator has to answer for.
-const KEYS: [Key; 10] = [
+const KEYS: [Key; 11] = [
+    Key { option: "WasmCacheSize", annotation: None, set: |o, v| size(v).map(|n| o.cache_size = Some(n)) },
     Key {
         option: "WasmCoredump",
         annotation: Some("coredump"),
@@ -156,6 +160,10 @@ fn address(value: &str) -> Result<SocketAddr, String> {
 
 fn number(value: &str, most: u32) -> Result<u32, String> {
     value.parse().ok().filter(|n| (1..=most).contains(n)).ok_or_else(|| format!("a number from 1 to {most}"))
+}
+
+fn size(value: &str) -> Result<u64, String> {
+    bound::parse(value).ok_or_else(|| bound::WANTED.to_owned())
 }
 
 fn flag(value: &str) -> Result<bool, String> {
@@ -340,6 +348,8 @@ mod tests {
         assert_eq!(set("WasmHttpRequests", "7").unwrap().settings.http.requests, Some(7));
         assert!(set("WasmMetricsAddress", "127.0.0.1:9100").unwrap().settings.metrics.is_some());
         assert!(set("WasmPerfMap", "true").unwrap().settings.perf_map);
+        assert_eq!(set("WasmCacheSize", "2Gi").unwrap().cache_size, Some(2 << 30));
+        assert!(refused("WasmCacheSize", "2GB").contains("512Mi"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ Compiles WebAssembly modules and components into the cache that containers are s
   --namespace NS        containerd's namespace (CONTAINERD_NAMESPACE, default); with --watch all, and it can be
                         given several times
   --address SOCKET      containerd's socket (CONTAINERD_ADDRESS, /run/containerd/containerd.sock)
+  --cache-size SIZE     how large the cache may be, as for the handler (its option WasmCacheSize)
   --proposals LIST      the proposals that the handler has turned on (its option WasmProposals): they are part of
                         the code
   --help                this text
@@ -69,6 +70,7 @@ impl Request {
                 "--watch" => watch = true,
                 "--namespace" | "-n" => namespaces.push(value()?),
                 "--address" | "-a" => address = Some(value()?),
+                "--cache-size" => options.set("WasmCacheSize", &value()?)?,
                 "--proposals" => options.set("WasmProposals", &value()?)?,
                 _ => bail!("unknown option {flag}"),
             }
@@ -117,7 +119,7 @@ mod tests {
         let request = parsed(&["--image", "i", "--namespace", "k8s.io", "--address=/s", "j"]);
         assert_eq!(request.command, Command::Images(vec!["i".into(), "j".into()]));
         assert_eq!((request.access.namespace.as_str(), request.access.address.as_str()), ("k8s.io", "/s"));
-        let request = parsed(&["--watch", "-n", "a", "-n=b", "--proposals", "wide-arithmetic"]);
+        let request = parsed(&["--watch", "-n", "a", "-n=b", "--proposals", "wide-arithmetic", "--cache-size=2Gi"]);
         assert_eq!(request.command, Command::Watch(vec!["a".into(), "b".into()]));
         assert_ne!(request.options, WasmOptions::default());
         assert!(parse(&["--help"]).unwrap().is_none());

@@ -16,7 +16,7 @@ pub const CASES: &[Case] = &[
         let folder = test.containerd.fresh_path("modules");
         fs::create_dir(&folder).context("making a folder")?;
         let file = folder.join("file.wasm");
-        fs::write(&file, test_images::module("ahead of time, from a file")?).context("writing a module")?;
+        fs::write(&file, test_images::labelled("ahead of time, from a file")?).context("writing a module")?;
         let output = precompile(test, &[&file.display().to_string()])?.exits(0)?;
         let kept = Kept::of(&output, &file.display().to_string())?;
         let spec = test.spec(&[])?.set("/process/args", json!(["/file.wasm"]))?.set("/root/path", json!(folder))?;
