@@ -128,8 +128,10 @@ fn by_image<'a>(
     program: &str,
     images: &'a dyn ImageStore,
 ) -> Result<(Choice, Entrypoint<'a>)> {
-    let image = Image::of(images)?;
-    if let Some((module, function)) = image.as_ref().map_or(Ok(None), |image| image.module(images, program))? {
+    let what = || format!("process.args: {program:?} is not in the root file system");
+    let image = Image::of(images).map_err(|e| e.context(what()))?;
+    let module = image.as_ref().map_or(Ok(None), |image| image.module(images, program));
+    if let Some((module, function)) = module.map_err(|e| e.context(what()))? {
         let layer = module.layer();
         let reason = format!("the layer {} of the image is {}", layer.digest, layer.media_type);
         let choice = by_rule.unwrap_or(Choice { executor: Executor::Wasm, reason, by_annotation: false });
