@@ -68,6 +68,9 @@ pub trait Process: Send + Sync {
     fn take_console(&self) -> Option<Console>;
 }
 
+/// The CRI's annotation for the image of a container, by the name in the pod's spec.
+const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
+
 /// The executors of this machine, and the images of containerd.
 pub struct Host {
     pub access: Access,
@@ -76,7 +79,8 @@ pub struct Host {
 impl Engine for Host {
     fn open(&self, id: &str, path: &Path) -> Result<Box<dyn Bundle>> {
         let bundle = executors::Bundle::open(id, path)?;
-        Ok(Box::new(OfContainerd { bundle, images: Images::of_container(&self.access, id) }))
+        let images = Images::of_container(&self.access, id, bundle.annotation(IMAGE_NAME));
+        Ok(Box::new(OfContainerd { bundle, images }))
     }
 }
 

@@ -97,6 +97,8 @@ pub fn artifacts() -> Result<Vec<Artifact>> {
         // Runs with any client: the form that runwasi has documented.
         ordinary("raw-layer", "wasip1", &[], vec![layer(WASM, "", core.clone())]),
         ordinary("runwasi-layer", "linux", &["/probe.wasm"], vec![layer(RUNWASI, "probe.wasm", core.clone())]),
+        // With a config that no other has.
+        ordinary("pod-layer", "linux", &["/pod.wasm"], vec![layer(RUNWASI, "", core.clone())]),
         // The Wasm OCI artifact layout of the CNCF.
         artifact("cncf-module", cncf, "wasip1", vec![layer(WASM, "", core.clone())]),
         artifact("cncf-component", cncf, "wasip2", vec![layer(WASM, "probe.wasm", component)]),

@@ -27,6 +27,12 @@ pub trait ImageStore {
     /// The image of the container, `None` when it has none that is known.
     fn image(&self) -> Result<Option<ImageRecord>>;
 
+    /// The image by the name that was asked for, where the container may have been given another one with the same config: the
+    /// CRI tells images apart by that, and modules that are layers need not be in it.
+    fn asked_for(&self) -> Result<Option<ImageRecord>> {
+        Ok(None)
+    }
+
     /// Writes the content of that digest to `to`; who asked compares. It ends early when `to` takes no more.
     ///
     /// # Errors
@@ -79,6 +85,16 @@ impl Image {
     /// NotFound when a part is not in the store, InvalidArgument for what is wrong in one.
     pub fn of(store: &dyn ImageStore) -> Result<Option<Image>> {
         let Some(record) = store.image()? else { return Ok(None) };
+        let target = record.target.clone();
+        let Some(image) = Image::read(store, record)? else { return Ok(None) };
+        if let Some(asked_for) = store.asked_for()?.filter(|record| record.target != target) {
+            let other = Image::read(store, asked_for)?;
+            return Ok(Some(other.filter(|other| other.config() == image.config()).unwrap_or(image)));
+        }
+        Ok(Some(image))
+    }
+
+    fn read(store: &dyn ImageStore, record: ImageRecord) -> Result<Option<Image>> {
         let name = record.name.clone();
         walk::read(store, record).map_err(|e| e.context(format!("image {name}")))
     }

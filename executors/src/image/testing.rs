@@ -18,6 +18,7 @@ use crate::error::{OrKind, Result, bail};
 pub(crate) struct Memory {
     blobs: BTreeMap<String, Vec<u8>>,
     pub record: ImageRecord,
+    pub asked_for: Option<ImageRecord>,
     /// How often a content was asked for.
     pub reads: AtomicU32,
 }
@@ -58,6 +59,10 @@ impl Memory {
 impl ImageStore for Memory {
     fn image(&self) -> Result<Option<ImageRecord>> {
         Ok(Some(self.record.clone()))
+    }
+
+    fn asked_for(&self) -> Result<Option<ImageRecord>> {
+        Ok(self.asked_for.clone())
     }
 
     fn read(&self, digest: &Digest, to: &mut dyn Write) -> Result<()> {

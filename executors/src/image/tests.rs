@@ -205,3 +205,18 @@ fn a_chain_of_layers_has_one_name() {
     assert_eq!(chain(json!([a, b])), Some(two.clone()));
     assert_eq!(chain(json!([a, b, a])), Some(content::sha256(format!("{two} {a}").as_bytes())));
 }
+
+#[test]
+fn of_images_with_one_config_the_one_that_was_asked_for_counts() {
+    let mut store = Memory::default();
+    let (one, two) = (manifest(&mut store, CNCF, &[(WASM, "one")]), manifest(&mut store, CNCF, &[(WASM, "two")]));
+    let config = store.document(CNCF, &json!({"os": "wasi", "architecture": "wasm"}));
+    let layer = store.blob(WASM, "\0asm");
+    let third = store.document(MANIFEST, &json!({"config": config, "layers": [layer]}));
+    let mut store = store.target(&one);
+    for (asked_for, name) in [(&two, "two"), (&third, "one"), (&one, "one")] {
+        let (target, size) = (asked_for["digest"].as_str().unwrap().to_owned(), asked_for["size"].as_u64().unwrap());
+        store.asked_for = Some(ImageRecord { name: "asked for".into(), target, size, ..Default::default() });
+        assert_eq!(module(&store, "").unwrap().unwrap().0, name);
+    }
+}

@@ -30,7 +30,11 @@ pub struct Access {
 
 /// Whose image it is.
 enum Wanted {
-    Container(String),
+    Container {
+        id: String,
+        /// The name that the image was asked for by, if that is known.
+        image: Option<String>,
+    },
     Image(String),
 }
 
@@ -43,9 +47,9 @@ pub struct Images {
 }
 
 impl Images {
-    /// The image of the container with this id.
-    pub fn of_container(access: &Access, id: &str) -> Images {
-        Images::new(access, Wanted::Container(id.to_owned()))
+    /// The image of the container with this id, which may have been asked for by a name.
+    pub fn of_container(access: &Access, id: &str, image: Option<&str>) -> Images {
+        Images::new(access, Wanted::Container { id: id.to_owned(), image: image.map(full_name) })
     }
 
     /// The image of this name.
@@ -70,11 +74,19 @@ impl Images {
     fn name(&self) -> Result<Option<String>> {
         let request = match &self.wanted {
             Wanted::Image(name) => return Ok(Some(name.clone())),
-            Wanted::Container(id) => GetContainerRequest { id: id.clone() },
+            Wanted::Container { id, .. } => GetContainerRequest { id: id.clone() },
         };
         let answer = self.connection()?.call("containers.v1.Containers/Get", &request);
         let container = found::<GetContainerResponse>(answer)?.and_then(|answer| answer.container);
         Ok(container.map(|container| container.image).filter(|image| !image.is_empty()))
+    }
+
+    fn record(&self, name: String) -> Result<Option<ImageRecord>> {
+        let answer = self.connection()?.call("images.v1.Images/Get", &GetImageRequest { name });
+        let Some(image) = found::<GetImageResponse>(answer)?.and_then(|answer| answer.image) else { return Ok(None) };
+        let target = image.target.unwrap_or_default();
+        let size = u64::try_from(target.size).unwrap_or_default();
+        Ok(Some(ImageRecord { name: image.name, labels: image.labels, target: target.digest, size }))
     }
 }
 
@@ -83,12 +95,14 @@ impl ImageStore for Images {
         if self.access.address.is_empty() {
             return Ok(None);
         }
-        let Some(name) = self.name()? else { return Ok(None) };
-        let answer = self.connection()?.call("images.v1.Images/Get", &GetImageRequest { name });
-        let Some(image) = found::<GetImageResponse>(answer)?.and_then(|answer| answer.image) else { return Ok(None) };
-        let target = image.target.unwrap_or_default();
-        let size = u64::try_from(target.size).unwrap_or_default();
-        Ok(Some(ImageRecord { name: image.name, labels: image.labels, target: target.digest, size }))
+        self.name()?.map_or(Ok(None), |name| self.record(name))
+    }
+
+    fn asked_for(&self) -> Result<Option<ImageRecord>> {
+        match &self.wanted {
+            Wanted::Container { image: Some(name), .. } => self.record(name.clone()),
+            _ => Ok(None),
+        }
     }
 
     fn read(&self, digest: &Digest, to: &mut dyn Write) -> Result<()> {
@@ -99,10 +113,42 @@ impl ImageStore for Images {
     }
 }
 
+/// The name of an image as containerd knows it, from a short one: of Docker Hub where it names no registry, and the latest where
+/// it names no version.
+fn full_name(name: &str) -> String {
+    let is_registry = |part: &str| part.contains(['.', ':']) || part == "localhost";
+    let registry = match name.split_once('/') {
+        Some((first, _)) if is_registry(first) => "",
+        Some(_) => "docker.io/",
+        None => "docker.io/library/",
+    };
+    let is_latest = !name.contains('@') && !name.rsplit('/').next().unwrap_or_default().contains(':');
+    format!("{registry}{name}{}", if is_latest { ":latest" } else { "" })
+}
+
 /// What there is, if it is there.
 fn found<T>(answer: Result<T>) -> Result<Option<T>> {
     match answer {
         Err(error) if error.kind() == Kind::NotFound => Ok(None),
         answer => answer.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_are_of_docker_hub() {
+        for (name, full) in [
+            ("app", "docker.io/library/app:latest"),
+            ("app:1", "docker.io/library/app:1"),
+            ("me/app", "docker.io/me/app:latest"),
+            ("localhost/me/app:1", "localhost/me/app:1"),
+            ("registry:5000/app", "registry:5000/app:latest"),
+            ("example.com/app@sha256:00", "example.com/app@sha256:00"),
+        ] {
+            assert_eq!(full_name(name), full);
+        }
     }
 }

@@ -23,7 +23,8 @@ impl Client {
 
     /// Whether the ImageService knows an image.
     pub fn has_image(&self, reference: &str) -> Result<bool> {
-        let request = ImageStatusRequest { image: Some(ImageSpec { image: reference.to_owned() }) };
+        let request =
+            ImageStatusRequest { image: Some(ImageSpec { image: reference.to_owned(), ..Default::default() }) };
         let answer: ImageStatusResponse = self.0.call("runtime.v1.ImageService/ImageStatus", &request)?;
         Ok(answer.image.is_some())
     }
