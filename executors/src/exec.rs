@@ -97,7 +97,7 @@ impl Container {
     }
 
     /// An annotation for the native executor holds for every process of the container.
-    fn entrypoint(&self, process: &ProcessSpec, root: BorrowedFd<'_>) -> Result<Entrypoint> {
+    fn entrypoint(&self, process: &ProcessSpec, root: BorrowedFd<'_>) -> Result<Entrypoint<'static>> {
         if self.choice.executor == Executor::Native && self.choice.by_annotation {
             return Ok(Entrypoint::Native);
         }

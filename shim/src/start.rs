@@ -74,6 +74,7 @@ fn leave_server(bundle: &Path, params: Params, path: PathBuf, claim: Claim, addr
             socket: path,
             id: params.id,
             namespace: params.namespace,
+            grpc_address: params.grpc_address,
             ttrpc_address: params.ttrpc_address,
             level: params.level,
             warning,

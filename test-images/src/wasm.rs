@@ -33,14 +33,30 @@ pub(crate) fn guest(mut core: Vec<u8>, world: &str) -> Result<Vec<u8>> {
         .context("making a component of the core module")
 }
 
-const CASES: [(&str, &str); 6] = [
+const CASES: [(&str, &str); 7] = [
     ("true.wasm", include_str!("../programs/true.wat")),
     ("trap.wasm", include_str!("../programs/trap.wat")),
     ("no-entry.wasm", include_str!("../programs/no-entry.wat")),
     ("missing-import.wasm", include_str!("../programs/missing-import.wat")),
     ("function.wasm", include_str!("../programs/function.wat")),
+    ("name.wasm", include_str!("../programs/name.wat")),
     ("loop.wasm", include_str!("../programs/loop.wat")),
 ];
+
+/// The module of one case.
+pub(crate) fn case(name: &str) -> Result<Vec<u8>> {
+    let (_, text) = CASES.iter().find(|(case, _)| *case == name).with_context(|| format!("no case {name}"))?;
+    wat::parse_str(text).with_context(|| format!("assembling {name}"))
+}
+
+/// A module that does nothing, and is another for each label (WebAssembly core specification, 5.5.3: a custom section).
+pub(crate) fn labelled(label: &str) -> Result<Vec<u8>> {
+    let mut module = case("true.wasm")?;
+    let length = u8::try_from(label.len()).ok().filter(|length| *length < 127).context("a short label")?;
+    module.extend([0, length + 1, length]);
+    module.extend(label.as_bytes());
+    Ok(module)
+}
 
 /// Adds one file for each case to the tree: the guests of WASI 0.2, and `truncated.wasm`, a module that is cut off.
 pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
@@ -52,8 +68,8 @@ pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
         let guest = program.get().and_then(|core| guest(core, world));
         tree = tree.file(name, 0o644, guest.with_context(|| format!("building {name}"))?);
     }
-    for (name, text) in CASES {
-        let module = wat::parse_str(text).with_context(|| format!("assembling {name}"))?;
+    for (name, _) in CASES {
+        let module = case(name)?;
         if name == "function.wasm" {
             tree = tree.file("truncated.wasm", 0o644, &module[..module.len() / 2]);
         }

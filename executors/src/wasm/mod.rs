@@ -5,8 +5,9 @@
 //!                  └───── miss ─> precompiler (own process, confined) ─> cache
 //! container:    runner ─> Wasmtime with precompiled code ─> guest
 //! ```
-//! The server never initialises Wasmtime: hostile bytes are parsed in the precompiler, hostile code runs in the container.
+//! `precompile` fills the cache before (see [`ahead`]). The server never initialises Wasmtime: hostile bytes are parsed in the precompiler, hostile code runs in the container.
 
+mod ahead;
 mod cache;
 mod options;
 mod precompile;
@@ -15,6 +16,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
+pub use self::ahead::{Precompiled, Snapshot, precompile_file, precompile_image};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::cache::is_about;
 pub use self::options::WasmOptions;
@@ -29,7 +31,7 @@ use crate::native::options::Recursive;
 use crate::native::plan::Payload;
 use crate::rootfs::clone_tree;
 use crate::sys::{self, MountAttr};
-use crate::{Kind, host};
+use crate::{Kind, host, image};
 
 /// Whether a file that begins with these four bytes is a module or component (WebAssembly core specification, 5.5.16), or
 /// one in text form: no program begins so, and it shall be refused by what it is.
@@ -49,13 +51,16 @@ pub(crate) fn entrypoint(program: &str) -> (&str, Option<&str>) {
 pub(crate) struct Runner {
     /// This binary, on a read-only mount: through /proc/self/exe nobody can write to it (CVE-2019-5736).
     pub program: OwnedFd,
+    /// What the module is called, for a guest without arguments.
+    pub name: String,
     /// Its [`RunnerConfig`], and the folder with its code; the plan adds the guest's root (see [`runner::CONFIG_FD`]).
     pub pass: Vec<OwnedFd>,
 }
 
 impl Runner {
-    /// The payload of a plan, for a guest with these arguments.
+    /// The payload of a plan, for a guest with these arguments; without any it has the module's name.
     pub fn payload(self, guest: &[String]) -> Result<Payload> {
+        let guest = if guest.is_empty() { std::slice::from_ref(&self.name) } else { guest };
         let argv = std::iter::once(RUNNER)
             .chain(guest.iter().map(String::as_str))
             .map(|arg| CString::new(arg).or_kind(Kind::InvalidArgument, || "process.args"))
@@ -68,15 +73,37 @@ impl Runner {
 ///
 /// # Errors
 /// InvalidArgument, in one sentence, for a module that can't run: not valid, no entry point, an import we lack.
-pub(crate) fn prepare(module: File, name: &str, function: Option<&str>, options: &WasmOptions) -> Result<Runner> {
+pub(crate) fn prepare(module: Module<'_>, name: &str, function: Option<&str>, options: &WasmOptions) -> Result<Runner> {
     let what = || format!("module {name}");
-    let entry = cache::get(module, options).map_err(|e| e.context(what()))?;
+    let entry = precompiled(module, options).map_err(|e| e.context(what()))?;
     let call = call(&entry.facts, function, options).map_err(|e| e.context(what()))?;
     let (imports, settings) = (entry.facts.imports, options.settings.clone());
     let serves = entry.facts.serves();
     let config = RunnerConfig { name: name.to_owned(), call, imports, serves, settings };
     let code = read_only_entry(&entry.folder).map_err(|e| e.context(what()))?;
-    Ok(Runner { program: own_binary()?, pass: vec![sealed(&config)?, code] })
+    Ok(Runner { program: own_binary()?, name: name.to_owned(), pass: vec![sealed(&config)?, code] })
+}
+
+/// Where a module is.
+pub(crate) enum Module<'a> {
+    File(File),
+    /// In the container's image, as it is.
+    InImage(image::Module<'a>),
+}
+
+/// A module's code. That of a layer is known by the layer's digest, so the module is only read to be compiled.
+fn precompiled(module: Module<'_>, options: &WasmOptions) -> Result<cache::Entry> {
+    let module = match module {
+        Module::File(file) => file,
+        Module::InImage(module) => {
+            let known = module.layer().digest.sha256().map(|digest| cache::by_digest(digest, options));
+            if let Some(entry) = known.transpose()?.flatten() {
+                return Ok(entry);
+            }
+            module.read()?.into()
+        }
+    };
+    cache::get(module, options)
 }
 
 /// What is called of a module: the function that is asked for, or its first usual entry point.

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod apparmor;
+mod artifacts;
 mod bad_input;
 mod checkpoint;
 mod churn;
@@ -43,6 +44,7 @@ mod namespaces;
 mod net_devices;
 mod oom;
 mod options;
+mod precompile;
 mod process;
 mod protocol;
 mod restart;
@@ -104,6 +106,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("wasm", wasm::CASES),
     ("wasm_bad_input", wasm_bad_input::CASES),
     ("wasm_compiling", wasm_compiling::CASES),
+    ("artifacts", artifacts::CASES),
+    ("precompile", precompile::CASES),
     ("wasm_network", wasm_network::CASES),
     ("wasm_service", wasm_service::CASES),
     ("bad_input", bad_input::CASES),

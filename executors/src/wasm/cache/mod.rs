@@ -60,7 +60,6 @@ pub(super) fn get(mut module: File, options: &WasmOptions) -> Result<Entry> {
 ///
 /// # Errors
 /// InvalidArgument for what is not such a digest.
-#[allow(dead_code)]
 pub(super) fn by_digest(digest: &str, options: &WasmOptions) -> Result<Option<Entry>> {
     Ok(entry::open(&folder().join(key::named(digest, &options.settings.proposals)?)))
 }

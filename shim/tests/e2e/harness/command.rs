@@ -2,6 +2,7 @@
 use super::PATIENCE;
 use super::stream::{Stream, end_of};
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fmt;
 use std::io::Write;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -124,10 +125,15 @@ impl Running {
         self.stdout.to_end().map(drop).with_context(|| self.what.clone())
     }
 
+    /// Sends the program a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.pid as i32).context("a pid is positive")?;
+        kill_process(pid, signal).with_context(|| self.what.clone())
+    }
+
     /// Ends the program with SIGKILL, and waits for its end.
     pub fn kill(self) -> Result<()> {
-        let pid = rustix::process::Pid::from_raw(self.pid as i32).context("a pid is positive")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).with_context(|| self.what.clone())?;
+        self.signal(Signal::KILL)?;
         self.ended.recv_timeout(PATIENCE).with_context(|| self.what.clone())?.map(drop).context("waiting for it")
     }
 
@@ -136,10 +142,8 @@ impl Running {
         self.close_stdin();
         let Ok(status) = self.ended.recv_timeout(PATIENCE) else {
             let (stdout, stderr) = (self.stdout.text(), self.stderr.text());
-            if let Some(pid) = rustix::process::Pid::from_raw(self.pid as i32) {
-                // Not reaped yet, so the pid is still its own; gone in between is as good.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
+            // Not reaped yet, so the pid is still its own; gone in between is as good.
+            let _ = self.signal(Signal::KILL);
             bail!("{} did not end\n--- stdout\n{stdout}--- stderr\n{stderr}", self.what);
         };
         let status = status.with_context(|| format!("waiting for {}", self.what))?;
