@@ -160,8 +160,9 @@ impl Joining {
         }
         steps.extend(scheduling::of_process(process)?);
         steps.extend(self.scheduling.steps());
-        user::compile(process, self.mappings.is_some(), self.filter.as_ref(), stdio, &mut steps)?;
-        plan::program(process, payload, environment, self.filter.as_ref(), None, steps)
+        let filter = self.filter.as_ref();
+        let filtered = user::compile(process, self.mappings.is_some(), filter, stdio, &mut steps)?;
+        plan::program(process, payload, environment, filter.map(|filter| (filter, filtered)), None, steps)
     }
 
     /// A session of its own in the container's namespaces, but for that of pids, which takes a clone.

@@ -103,8 +103,9 @@ pub(crate) fn compile(
     steps.extend(scheduling::of_process(process)?);
     steps.extend(scheduling::of_container(bundle.linux())?.steps());
     let filter = Filter::of(bundle)?;
-    user::compile(process, mappings.is_some(), filter.as_ref(), stdio, &mut steps)?;
-    let mut plan = program(process, payload, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)?;
+    let filtered = user::compile(process, mappings.is_some(), filter.as_ref(), stdio, &mut steps)?;
+    let loading = filter.as_ref().map(|filter| (filter, filtered));
+    let mut plan = program(process, payload, &environment, loading, Some(Step::AwaitStart), steps)?;
     plan.keep_through_hooks();
     if let Some(label) = selinux::of_mounts(bundle.linux())? {
         let options = Options { data: vec![label], ..Options::default() };
@@ -137,17 +138,19 @@ pub(crate) fn compile_without_host(bundle: &Bundle) -> Result<Plan> {
     steps.extend(scheduling::of_process(process)?);
     steps.extend(scheduling::of_container(bundle.linux())?.steps());
     let filter = bundle.linux().seccomp().as_ref().map(Filter::without_agent).transpose()?;
-    user::compile(process, mapped, filter.as_ref(), Step::Session, &mut steps)?;
+    let filtered = user::compile(process, mapped, filter.as_ref(), Step::Session, &mut steps)?;
     let environment = process.env().clone().unwrap_or_default();
-    program(process, Payload::Spec, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)
+    let loading = filter.as_ref().map(|filter| (filter, filtered));
+    program(process, Payload::Spec, &environment, loading, Some(Step::AwaitStart), steps)
 }
 
-/// The end of a plan: `start`, if it has to be waited for, and the program.
+/// The end of a plan: `start`, if it has to be waited for, and the program. With a filter comes what `user::compile` has
+/// left for after it.
 pub(super) fn program(
     process: &Process,
     payload: Payload,
     environment: &[String],
-    filter: Option<&Filter>,
+    loading: Option<(&Filter, Option<Step>)>,
     start: Option<Step>,
     mut steps: Vec<Step>,
 ) -> Result<Plan> {
@@ -171,13 +174,19 @@ pub(super) fn program(
     if start.is_some() {
         steps.push(Step::CloseOthers);
     }
-    // As late as can be, so that the filter need not allow what came before. The agent is told at create, as runc does it.
-    let filter = filter.filter(|_| process.no_new_privileges() == Some(true));
-    let before_start = filter.is_some_and(Filter::notifies);
-    let load = |filter: &Filter| [Step::CloseForExec, filter.step()];
-    steps.extend(filter.filter(|_| before_start).into_iter().flat_map(load));
-    steps.extend(start);
-    steps.extend(filter.filter(|_| !before_start).into_iter().flat_map(load));
+    // As late as can be, so that the filter need not allow what came before: but a created process has no capability that is
+    // for loading it, and the agent is told at create, as runc does it.
+    let Some((filter, filtered)) = loading else {
+        steps.extend(start);
+        return executing(program, argv, environment, called, steps);
+    };
+    let before_start = filter.notifies() || process.no_new_privileges() != Some(true);
+    let load = [Step::CloseForExec, filter.step()].into_iter().chain(filtered);
+    if before_start {
+        steps.extend(load.chain(start));
+    } else {
+        steps.extend(start.into_iter().chain(load));
+    }
     executing(program, argv, environment, called, steps)
 }
 
