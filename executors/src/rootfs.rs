@@ -5,6 +5,7 @@
 //! the descriptor is all the cleaning there is.
 
 mod idmapped;
+mod on_host;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,6 +19,7 @@ use rustix::mount::{
     open_tree, unmount,
 };
 
+pub(crate) use self::on_host::{OnHost, clean};
 use crate::Kind;
 use crate::error::{OrKind, Result, bail};
 use crate::native::filesystem::{NewFilesystem, make_filesystem};

@@ -149,7 +149,7 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
         }
     }
     if !seen.contains(&Mount) {
-        bail!(InvalidArgument, "linux.namespaces: a mount namespace is required");
+        check_without_mount_namespace(linux, seen.contains(&User))?;
     }
     let has_mappings = !linux.uid_mappings().as_deref().unwrap_or_default().is_empty()
         || !linux.gid_mappings().as_deref().unwrap_or_default().is_empty();
@@ -180,6 +180,24 @@ fn check_namespaces(spec: &Spec, linux: &Linux) -> Result<()> {
         };
         if !seen.contains(&needed) || key.contains("..") {
             bail!(InvalidArgument, "linux.sysctl: {key} needs a {needed} namespace of the container");
+        }
+    }
+    Ok(())
+}
+
+/// What a container can't have whose mounts are the host's: as with runc what hides or changes the host's own, and what only
+/// the root of a mount namespace's user namespace may do.
+fn check_without_mount_namespace(linux: &Linux, has_user_namespace: bool) -> Result<()> {
+    let is_set = |paths: &Option<Vec<String>>| paths.as_ref().is_some_and(|paths| !paths.is_empty());
+    let propagation = linux.rootfs_propagation().as_deref().unwrap_or_default();
+    for (field, is_set) in [
+        ("linux.maskedPaths", is_set(linux.masked_paths())),
+        ("linux.readonlyPaths", is_set(linux.readonly_paths())),
+        ("linux.rootfsPropagation", !propagation.is_empty()),
+        ("linux.namespaces: user", has_user_namespace),
+    ] {
+        if is_set {
+            bail!(InvalidArgument, "{field}: needs a mount namespace of the container");
         }
     }
     Ok(())

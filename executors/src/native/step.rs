@@ -175,6 +175,8 @@ pub(crate) enum Step {
     MoveRoot {
         others: Vec<CString>,
     },
+    /// Instead of that, in the host's mount namespace: chroot(2) into this folder, or into the rootfs.
+    ChangeRoot(Option<OwnedFd>),
     /// Propagation of the rootfs mount, after it became `/`.
     RootfsPropagation(u64),
     /// The three standard descriptors, made the user's so that it may reopen them by /proc/self/fd.
@@ -264,6 +266,7 @@ impl Step {
             Step::AttachNew { context, .. } => one(context),
             Step::AttachRootfs { tree, .. } | Step::Attach { tree, .. } => one(tree),
             Step::GuestRootOfContainer { init, .. } => one(init),
+            Step::ChangeRoot(root) => root.iter().map(AsRawFd::as_raw_fd).collect(),
             Step::Terminal { slave, .. } => slave.iter().map(AsRawFd::as_raw_fd).collect(),
             Step::Sysctl { proc_sys, .. } => one(proc_sys),
             _ => Vec::new(),
@@ -315,6 +318,7 @@ impl fmt::Display for Step {
             }
             Step::ReadonlyRootfs => write!(f, "root.readonly: make the rootfs read-only"),
             Step::PivotRoot => write!(f, "pivot_root"),
+            Step::ChangeRoot(_) => write!(f, "chroot"),
             Step::MoveRoot { .. } => write!(f, "no_pivot_root: move the rootfs onto /"),
             Step::RootfsPropagation(_) => write!(f, "linux.rootfsPropagation: change the propagation of the rootfs"),
             Step::Stdio { .. } => write!(f, "set up stdio"),

@@ -179,6 +179,7 @@ impl<'a> Context<'a> {
             Step::RootPropagation(propagation) => rustix::mount::mount_change(c"/", propagation_flags(*propagation)),
             Step::AttachRootfs { tree, at } => {
                 self.rootfs = Some(tree.as_fd());
+                self.attached = self.rootfs;
                 rustix::mount::move_mount(
                     tree,
                     c"",
@@ -230,6 +231,10 @@ impl<'a> Context<'a> {
             }
             Step::PivotRoot => self.pivot_root(),
             Step::MoveRoot { others } => self.move_root(others),
+            Step::ChangeRoot(root) => {
+                rustix::process::fchdir(root.as_ref().map_or_else(|| self.rootfs(), |root| Ok(root.as_fd()))?)?;
+                rustix::process::chroot(c".")
+            }
             Step::RootfsPropagation(propagation) => rustix::mount::mount_change(c"/", propagation_flags(*propagation)),
             Step::Stdio { fds, uid } => stdio(fds, *uid),
             Step::Terminal { slave, uid } => match slave.as_ref().map(AsFd::as_fd).or(self.terminal) {
