@@ -134,7 +134,9 @@ fn bind(
     steps: &mut Vec<Step>,
 ) -> Result<()> {
     if let Some(option) = options.only_of_a_file_system() {
-        bail!(InvalidArgument, "option {option}: a bind mount has no options of a file system");
+        // As with runc up to 1.1, and the spec's validation suite has it so; runc 1.2 refuses.
+        let at = mount.destination().display();
+        log::warn!("mounts: {at}: option {option} is ignored: a bind mount has none of a file system");
     }
     if options.copy_up {
         bail!(InvalidArgument, "option tmpcopyup: only a new tmpfs begins with a copy");
