@@ -42,12 +42,12 @@ impl Context<'_> {
 
     pub(super) fn exec(&mut self) -> Errno {
         let plan = self.plan;
+        if let Err(errno) = self.close_for_exec() {
+            return errno;
+        }
         let (file, pass) = match &plan.program {
             Program::Paths(candidates) => {
                 let Some(path) = candidates.get(self.found) else { return Errno::NOENT };
-                if let Err(errno) = self.close_for_exec() {
-                    return errno;
-                }
                 return sys::execve(path, &plan.argv, &plan.envp);
             }
             Program::File { file, pass } => (file, pass),
@@ -60,9 +60,6 @@ impl Context<'_> {
                 return errno;
             }
             number += 1;
-        }
-        if let Err(errno) = sys::close_range_on_exec(number) {
-            return errno;
         }
         sys::fexecve(file.as_fd(), &plan.argv, &plan.envp)
     }
