@@ -64,6 +64,11 @@ pub fn hook() -> Result<Vec<u8>> {
     programs::HOOK.get()
 }
 
+/// A command module of WASI 0.1 that does nothing, with functions beside of about `bytes` bytes.
+pub fn module(bytes: usize) -> Result<Vec<u8>> {
+    wasm::module(bytes)
+}
+
 /// Compiles the programs of the images, the log driver and the hook into the folder `out`. Where `HYBRID_PROGRAMS` names
 /// such a folder no compiler is needed.
 pub fn save_programs(out: &Path) -> Result<()> {

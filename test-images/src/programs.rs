@@ -26,7 +26,9 @@ pub(crate) const HOOK: Program = Program { name: "hook", target: Target::Linux, 
 pub(crate) const SERVICE: Program = Program { name: "service.wasm", target: Target::Guest, sources: &["service.c"] };
 pub(crate) const NETWORK: Program = Program { name: "network.wasm", target: Target::Guest, sources: &["network.c"] };
 
-const ALL: [&Program; 6] = [&LINUX, &CORE_MODULE, &LOGGER, &HOOK, &SERVICE, &NETWORK];
+pub(crate) const CONFIG: Program = Program { name: "config.wasm", target: Target::Guest, sources: &["config.c"] };
+
+const ALL: [&Program; 7] = [&LINUX, &CORE_MODULE, &LOGGER, &HOOK, &SERVICE, &NETWORK, &CONFIG];
 
 pub(crate) struct Program {
     name: &'static str,

@@ -44,9 +44,11 @@ const CASES: [(&str, &str); 6] = [
 
 /// Adds one file for each case to the tree: the guests of WASI 0.2, and `truncated.wasm`, a module that is cut off.
 pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
-    for (name, program, world) in
-        [("service.wasm", programs::SERVICE, "service"), ("network.wasm", programs::NETWORK, "network")]
-    {
+    for (name, program, world) in [
+        ("service.wasm", programs::SERVICE, "service"),
+        ("network.wasm", programs::NETWORK, "network"),
+        ("config.wasm", programs::CONFIG, "config"),
+    ] {
         let guest = program.get().and_then(|core| guest(core, world));
         tree = tree.file(name, 0o644, guest.with_context(|| format!("building {name}"))?);
     }
@@ -58,4 +60,17 @@ pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
         tree = tree.file(name, 0o644, module);
     }
     Ok(tree)
+}
+
+/// A module that does nothing, with functions of about `bytes` bytes that a program could have.
+pub(crate) fn module(bytes: usize) -> Result<Vec<u8>> {
+    // Assembled each takes 64 bytes: about as many instructions as a compiler puts into a small function.
+    const FUNCTION: &str = "(func (param i32 i32) (result i32) (local i32)
+        local.get 0 local.get 1 i32.add local.tee 2 i32.load offset=8 local.get 2 i32.const 12345 i32.mul i32.xor local.get 0
+        (if (param i32) (result i32) (then local.get 1 i32.sub) (else local.get 0 i32.const 77 i32.and i32.or))
+        local.get 2 i32.const 3 i32.shl local.get 1 i32.store offset=16 local.get 2 i32.rotl
+        local.get 0 i32.const 1048575 i32.and i32.add)";
+    let functions = FUNCTION.repeat(bytes / 64);
+    let text = format!("(module (memory (export \"memory\") 1) {functions} (func (export \"_start\")))");
+    wat::parse_str(text).context("assembling a module")
 }

@@ -80,8 +80,18 @@ fn compile() -> wasmtime::Result<String> {
         wasmtime::bail!("it is WebAssembly text; assemble it, for instance with `wasm-tools parse`");
     }
     let proposals: Vec<String> = std::env::args().skip(1).collect();
-    let engine = engine::compiler(&proposals)?;
-    let (facts, code) = if is_component(&bytes) { component(&engine, &bytes)? } else { core(&engine, &bytes)? };
+    let engine = engine::compiler(&proposals, false)?;
+    let (facts, code) = if !is_component(&bytes) {
+        core(&engine, &bytes)?
+    } else if might_serve(&bytes) {
+        // What it is, is known when it is compiled: once more, if it only has the name in it.
+        match component(&engine::compiler(&proposals, true)?, &bytes)? {
+            (facts, code) if facts.serves() => (facts, code),
+            _ => component(&engine, &bytes)?,
+        }
+    } else {
+        component(&engine, &bytes)?
+    };
     std::io::stdout().lock().write_all(&code)?;
     std::io::stdout().lock().flush()?;
     Ok(serde_json::to_string(&facts)?)
@@ -90,6 +100,14 @@ fn compile() -> wasmtime::Result<String> {
 /// Whether the bytes behind the magic ones say "component": the layer field (component model, Binary.md).
 fn is_component(bytes: &[u8]) -> bool {
     bytes.get(6..8) == Some(&[1, 0])
+}
+
+/// Whether the names of what services export are in a component.
+fn might_serve(bytes: &[u8]) -> bool {
+    [Entry::Handler03, Entry::Handler02].iter().any(|entry| {
+        let name = entry.name().as_bytes();
+        bytes.windows(name.len()).any(|part| part == name)
+    })
 }
 
 fn core(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<(Facts, Vec<u8>)> {

@@ -68,7 +68,8 @@ pub(crate) fn prepare(module: File, name: &str, function: Option<&str>, options:
     let entry = cache::get(module, &options.settings.proposals).map_err(|e| e.context(what()))?;
     let call = call(&entry.facts, function, options).map_err(|e| e.context(what()))?;
     let (imports, settings) = (entry.facts.imports, options.settings.clone());
-    let config = RunnerConfig { name: name.to_owned(), call, imports, settings };
+    let serves = entry.facts.serves();
+    let config = RunnerConfig { name: name.to_owned(), call, imports, serves, settings };
     let code = read_only_copy(&entry.folder).map_err(|e| e.context(what()))?;
     Ok(Runner { program: own_binary()?, pass: vec![sealed(&config)?, code] })
 }

@@ -11,6 +11,9 @@ use crate::error::{Result, bail};
 /// What begins the names of annotations: the rest is an option's name in small letters, `network` for `WasmNetwork`.
 const PREFIX: &str = "io.containerd.hybrid.wasm.";
 
+/// What begins the names of annotations that give a value of `wasi:config`: the rest is its key.
+const CONFIG: &str = "config.";
+
 /// What the runtime options say of WebAssembly. The default is what holds when they say nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WasmOptions {
@@ -115,8 +118,12 @@ impl WasmOptions {
         let mut options = self.clone();
         let annotations = bundle.spec().annotations().iter().flatten();
         for (name, value) in annotations.filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value))) {
+            if let Some(key) = name.strip_prefix(CONFIG).filter(|key| !key.is_empty()) {
+                options.settings.config.insert(key.to_owned(), value.clone());
+                continue;
+            }
             let Some(key) = KEYS.iter().find(|key| key.annotation == Some(name)) else {
-                let known: Vec<&str> = KEYS.iter().filter_map(|key| key.annotation).collect();
+                let known: Vec<&str> = KEYS.iter().filter_map(|key| key.annotation).chain(["config.KEY"]).collect();
                 bail!(InvalidArgument, "annotation {PREFIX}{name}: not known; known: {}", known.join(", "));
             };
             if let Err(wanted) = (key.set)(&mut options, value) {

@@ -53,7 +53,7 @@ pub(super) async fn serve(mut stream: TcpStream, answerer: Answerer, mut end: wa
         until(connection, &mut end, |connection| connection.graceful_shutdown()).await;
     } else {
         let mut builder = http1::Builder::new();
-        let builder = builder.timer(Clock).header_read_timeout(PATIENCE).half_close(true);
+        let builder = builder.timer(Clock).header_read_timeout(PATIENCE);
         let connection = builder.serve_connection(io, service);
         until(connection, &mut end, |connection| connection.graceful_shutdown()).await;
     }

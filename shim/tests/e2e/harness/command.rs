@@ -109,6 +109,11 @@ impl Running {
         self.stdout.wait_for(text).with_context(|| format!("{}\n--- stderr\n{}", self.what, self.stderr.text()))
     }
 
+    /// Waits until the program has printed `text` on stderr.
+    pub fn wait_for_error(&self, text: &str) -> Result<()> {
+        self.stderr.wait_for(text).with_context(|| format!("{}\n--- stdout\n{}", self.what, self.stdout.text()))
+    }
+
     /// What the program has printed on stdout so far.
     pub fn text(&self) -> String {
         self.stdout.text()
