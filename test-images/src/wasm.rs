@@ -33,21 +33,27 @@ pub(crate) fn guest(mut core: Vec<u8>, world: &str) -> Result<Vec<u8>> {
         .context("making a component of the core module")
 }
 
-const CASES: [(&str, &str); 6] = [
+const CASES: [(&str, &str); 9] = [
     ("true.wasm", include_str!("../programs/true.wat")),
     ("trap.wasm", include_str!("../programs/trap.wat")),
     ("no-entry.wasm", include_str!("../programs/no-entry.wat")),
     ("missing-import.wasm", include_str!("../programs/missing-import.wat")),
     ("function.wasm", include_str!("../programs/function.wat")),
     ("loop.wasm", include_str!("../programs/loop.wat")),
+    ("reactor.wasm", include_str!("../programs/reactor.wat")),
+    ("threads.wasm", include_str!("../programs/threads.wat")),
+    ("wide.wasm", include_str!("../programs/wide.wat")),
 ];
 
-/// Adds one file for each case to the tree: the guests of WASI 0.2, and `truncated.wasm`, a module that is cut off.
+/// Adds one file for each case to the tree: the guests of WASI 0.2 and 0.3, and `truncated.wasm`, a module that is cut off, and
+/// `text.wasm`, one in text form.
 pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
     for (name, program, world) in [
         ("service.wasm", programs::SERVICE, "service"),
         ("network.wasm", programs::NETWORK, "network"),
         ("config.wasm", programs::CONFIG, "config"),
+        ("handler.wasm", programs::HANDLER, "handler"),
+        ("socket.wasm", programs::SOCKET, "socket"),
     ] {
         let guest = program.get().and_then(|core| guest(core, world));
         tree = tree.file(name, 0o644, guest.with_context(|| format!("building {name}"))?);
@@ -56,6 +62,7 @@ pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
         let module = wat::parse_str(text).with_context(|| format!("assembling {name}"))?;
         if name == "function.wasm" {
             tree = tree.file("truncated.wasm", 0o644, &module[..module.len() / 2]);
+            tree = tree.file("text.wasm", 0o644, text.trim_start_matches(|c| c != '('));
         }
         tree = tree.file(name, 0o644, module);
     }

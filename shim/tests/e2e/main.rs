@@ -57,7 +57,10 @@ mod telemetry;
 mod terminal;
 mod user_namespace;
 mod wasm;
+mod wasm_load;
 mod wasm_network;
+mod wasm_policy;
+mod wasm_python;
 mod wasm_service;
 
 use anyhow::Result;
@@ -101,7 +104,10 @@ const THEMES: &[(&str, &[Case])] = &[
     ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
     ("wasm_network", wasm_network::CASES),
+    ("wasm_policy", wasm_policy::CASES),
     ("wasm_service", wasm_service::CASES),
+    ("wasm_load", wasm_load::CASES),
+    ("wasm_python", wasm_python::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
     ("table", table::CASES),
