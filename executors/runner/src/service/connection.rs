@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// of the end.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
+/// How much is read at once of what a connection begins with: most requests' heads are shorter, and are read by one call.
+const HEAD: usize = 1024;
+
 /// What a connection of HTTP/2 begins with, as far as no request of HTTP/1.1 does.
 const PREFACE: &[u8; 4] = b"PRI ";
 
@@ -32,11 +35,10 @@ const PREFACE: &[u8; 4] = b"PRI ";
 pub(super) async fn serve(mut stream: TcpStream, answerer: Answerer, mut end: watch::Receiver<bool>) {
     // As the guest writes it, so it is sent.
     let _ = stream.set_nodelay(true);
-    let mut head = Vec::with_capacity(PREFACE.len());
+    let mut head = Vec::with_capacity(HEAD);
     let begun = async {
         while head.len() < PREFACE.len() && PREFACE.starts_with(&head) {
-            let mut rest = (&mut stream).take((PREFACE.len() - head.len()) as u64);
-            if rest.read_buf(&mut head).await? == 0 {
+            if stream.read_buf(&mut head).await? == 0 {
                 break;
             }
         }
@@ -49,7 +51,7 @@ pub(super) async fn serve(mut stream: TcpStream, answerer: Answerer, mut end: wa
     if !begun {
         return;
     }
-    let is_http2 = head == PREFACE;
+    let is_http2 = head.starts_with(PREFACE);
     let open = Open::default();
     let io = TokioIo::new(Begun { head, stream, open: open.clone() });
     let of_requests = open.clone();
@@ -121,6 +123,9 @@ impl AsyncRead for Begun {
         let length = self.head.len().min(buffer.remaining());
         buffer.put_slice(&self.head[..length]);
         self.head.drain(..length);
+        if self.head.is_empty() {
+            self.head = Vec::new();
+        }
         Poll::Ready(Ok(()))
     }
 }
