@@ -50,8 +50,8 @@ impl Namespaces {
 
 /// Namespaces to make become clone flags, those to join become steps.
 pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: &mut Vec<Step>) -> Result<Namespaces> {
-    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Time, User, Uts};
     use LinkNameSpaceType as L;
+    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Time, User, Uts};
     use ThreadNameSpaceType as T;
     refuse_mounts_of_the_host(bundle)?;
     let net_devices = NetDevices::of(bundle)?;

@@ -161,9 +161,7 @@ impl<'a> Context<'a> {
             Step::DieWithParent => {
                 rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             }
-            Step::Join(namespace, kind, _) => {
-                rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(*kind))
-            }
+            Step::Join(namespace, kind, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(*kind)),
             Step::JoinContainer(init, kinds) => rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds),
             Step::Unshare(flags, _) => sys::unshare(*flags),
             Step::TimeOffsets(offsets) => write_proc(c"/proc/self/timens_offsets", offsets.to_bytes()),
@@ -189,9 +187,7 @@ impl<'a> Context<'a> {
                 )
             }
             Step::Attach { tree, at } => self.attach(tree.as_fd(), at),
-            Step::AttachNew { context, attr, at } => {
-                self.attach(sys::leak(mount_of(context.as_fd(), *attr)?), at)
-            }
+            Step::AttachNew { context, attr, at } => self.attach(sys::leak(mount_of(context.as_fd(), *attr)?), at),
             Step::Bind { source, at } => self.bind(source, at),
             Step::SetAttr { attr, recursive } => match self.attached {
                 Some(mount) => sys::mount_setattr(mount, *recursive, attr),
