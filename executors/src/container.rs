@@ -8,6 +8,7 @@ use crate::cgroup::Cgroup;
 use crate::dispatch::{self, Choice, Entrypoint};
 use crate::error::Result;
 use crate::hooks::{Beside, Hooks, Poststop};
+use crate::image::{ImageStore, NoImages};
 use crate::native::join::Joining;
 use crate::native::launch::launch;
 use crate::native::plan::{self, Compiled, Payload};
@@ -55,11 +56,26 @@ pub struct CreateOptions {
 /// # Errors
 /// Every error says what was being tried. Nothing is left behind.
 pub fn create(bundle: Bundle, rootfs: &[RootfsMount], stdio: Stdio, options: &CreateOptions) -> Result<Container> {
-    create_with(bundle, rootfs, stdio, options, |_| ())
+    create_from(&NoImages, bundle, rootfs, stdio, options)
+}
+
+/// The same for a container whose image lies in a store, which is asked for what the bundle doesn't have.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_from(
+    images: &dyn ImageStore,
+    bundle: Bundle,
+    rootfs: &[RootfsMount],
+    stdio: Stdio,
+    options: &CreateOptions,
+) -> Result<Container> {
+    create_with(images, bundle, rootfs, stdio, options, |_| ())
 }
 
 /// The same with a look at the plan before it is run.
 pub(crate) fn create_with(
+    images: &dyn ImageStore,
     bundle: Bundle,
     rootfs: &[RootfsMount],
     stdio: Stdio,
@@ -68,7 +84,7 @@ pub(crate) fn create_with(
 ) -> Result<Container> {
     // Each of these undoes itself when dropped, so a failure further down leaves nothing.
     let rootfs = Rootfs::mount(rootfs, bundle.root())?;
-    let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
+    let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs, images)?;
     // Of a native container too: what is exec'd in it may be a module.
     let wasm = options.wasm.of(&bundle)?;
     let payload = match entrypoint {

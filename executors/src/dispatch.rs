@@ -4,7 +4,11 @@
 //! 1. an annotation names the executor; a value that is not known is an error, never a guess;
 //! 2. the sandbox (pause) container of a pod is native;
 //! 3. the entrypoint, resolved inside the rootfs, begins with WebAssembly's magic bytes;
-//! 4. otherwise native.
+//! 4. the entrypoint is not there, and a layer of the image is a module as it is;
+//! 5. it is not there, and an annotation or label of the image names the executor, or its platform is one of WebAssembly's;
+//! 6. otherwise native.
+//!
+//! The image is only looked at when the entrypoint is not there: never for an ordinary program.
 
 use std::fmt;
 use std::fs::File;
@@ -18,9 +22,10 @@ use rustix::io::Errno;
 use crate::Kind;
 use crate::bundle::{Bundle, args, variable};
 use crate::error::{OrKind, Result, bail};
+use crate::image::{Image, ImageStore};
 use crate::native::environment::search;
 use crate::rootfs::{Rootfs, open_found, open_inside};
-use crate::wasm;
+use crate::wasm::{self, Module};
 
 /// Which executor runs a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,16 +50,16 @@ impl fmt::Display for Executor {
 pub struct Choice {
     pub executor: Executor,
     pub reason: String,
-    /// Whether an annotation of the container names the executor: then it holds for every process of the container.
+    /// Whether an annotation of the container or its image names the executor: then it holds for every process of the container.
     pub by_annotation: bool,
 }
 
 /// What is executed.
-pub(crate) enum Entrypoint {
+pub(crate) enum Entrypoint<'a> {
     Native,
     Wasm {
-        module: File,
-        /// As the container knows it.
+        module: Module<'a>,
+        /// Its path as the container knows it, or what the image calls it.
         path: String,
         /// An export to call instead of the usual entry point.
         function: Option<String>,
@@ -79,8 +84,13 @@ const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// Picks the executor.
 ///
 /// # Errors
-/// InvalidArgument for an annotation's unknown value and, when the executor is Wasm by annotation, a module that is missing.
-pub(crate) fn pick(bundle: &Bundle, rootfs: &Rootfs) -> Result<(Choice, Entrypoint)> {
+/// InvalidArgument for an annotation's unknown value and, when the executor is Wasm by annotation, a module that is missing;
+/// what is wrong with an image that had to be looked at.
+pub(crate) fn pick<'a>(
+    bundle: &Bundle,
+    rootfs: &Rootfs,
+    images: &'a dyn ImageStore,
+) -> Result<(Choice, Entrypoint<'a>)> {
     let by_rule = match by_annotation(|key| bundle.annotation(key))? {
         None if bundle.annotation(CONTAINER_TYPE) == Some("sandbox") => {
             let reason = format!("annotation {CONTAINER_TYPE}=sandbox");
@@ -88,24 +98,70 @@ pub(crate) fn pick(bundle: &Bundle, rootfs: &Rootfs) -> Result<(Choice, Entrypoi
         }
         by_rule => by_rule,
     };
-    if let Some(choice) = by_rule {
-        let entrypoint = match choice.executor {
-            Executor::Native => Entrypoint::Native,
-            Executor::Wasm => module(bundle, rootfs)?,
-        };
-        return Ok((choice, entrypoint));
+    let program = args(bundle.process()).first().map(String::as_str).unwrap_or_default();
+    let (choice, entrypoint) = match by_rule {
+        Some(choice) if choice.executor == Executor::Native => (choice, Entrypoint::Native),
+        by_rule => match (find(bundle, rootfs)?, by_rule) {
+            (Some(found), Some(choice)) => (choice, found.into()),
+            (Some(found), None) => by_magic(found)?,
+            (None, by_rule) => by_image(by_rule, program, images)?,
+        },
+    };
+    if matches!(entrypoint, Entrypoint::Native) && program.is_empty() {
+        bail!(InvalidArgument, "process.args: empty");
     }
-    if let Some(mut found) = find(bundle, rootfs)?
-        && is_wasm(&mut found.file)?
-    {
+    Ok((choice, entrypoint))
+}
+
+/// Rule 3.
+fn by_magic<'a>(mut found: Found) -> Result<(Choice, Entrypoint<'a>)> {
+    if is_wasm(&mut found.file)? {
         let reason = format!("{:?} begins with WebAssembly's magic bytes", found.path);
         return Ok((Choice { executor: Executor::Wasm, reason, by_annotation: false }, found.into()));
     }
-    let reason = "no annotation, and the entrypoint is not WebAssembly".to_owned();
-    Ok((Choice { executor: Executor::Native, reason, by_annotation: false }, Entrypoint::Native))
+    Ok(native("no annotation, and the entrypoint is not WebAssembly"))
 }
 
-/// Rule 1, over any source of annotations.
+/// Rules 4 to 6, for an entrypoint that is not in the rootfs; an annotation of the container's may have said what it is.
+fn by_image<'a>(
+    by_rule: Option<Choice>,
+    program: &str,
+    images: &'a dyn ImageStore,
+) -> Result<(Choice, Entrypoint<'a>)> {
+    let what = || format!("process.args: {program:?} is not in the root file system");
+    let image = Image::of(images).map_err(|e| e.context(what()))?;
+    let module = image.as_ref().map_or(Ok(None), |image| image.module(images, program));
+    if let Some((module, function)) = module.map_err(|e| e.context(what()))? {
+        let layer = module.layer();
+        let reason = format!("the layer {} of the image is {}", layer.digest, layer.media_type);
+        let choice = by_rule.unwrap_or(Choice { executor: Executor::Wasm, reason, by_annotation: false });
+        let path = module.name().to_owned();
+        return Ok((choice, Entrypoint::Wasm { module: Module::InImage(module), path, function }));
+    }
+    let of_image = image.as_ref().map_or(Ok(None), |image| {
+        by_annotation(|key| image.annotation(key)).map_err(|e| e.context(format!("image {}", image.name)))
+    })?;
+    let reason = match (by_rule, of_image, image.as_ref().and_then(Image::wasm_platform)) {
+        (Some(choice), ..) => choice.reason,
+        (None, Some(choice), _) if choice.executor == Executor::Native => {
+            let reason = format!("{} of the image", choice.reason);
+            return Ok((Choice { reason, ..choice }, Entrypoint::Native));
+        }
+        (None, Some(choice), _) => format!("{} of the image", choice.reason),
+        (None, None, Some(platform)) => format!("the image's platform is {platform}"),
+        (None, None, None) => {
+            return Ok(native("no annotation, and no entrypoint or layer of the image is WebAssembly"));
+        }
+    };
+    bail!(InvalidArgument, "process.args: {program:?}: module not found in the container or its image ({reason})")
+}
+
+fn native<'a>(reason: &str) -> (Choice, Entrypoint<'a>) {
+    let choice = Choice { executor: Executor::Native, reason: reason.to_owned(), by_annotation: false };
+    (choice, Entrypoint::Native)
+}
+
+/// Rules 1 and 5, over any source of annotations.
 fn by_annotation<'a>(annotation: impl Fn(&str) -> Option<&'a str>) -> Result<Option<Choice>> {
     for (key, values) in ANNOTATIONS {
         let Some(value) = annotation(key) else { continue };
@@ -119,17 +175,6 @@ fn by_annotation<'a>(annotation: impl Fn(&str) -> Option<&'a str>) -> Result<Opt
     Ok(None)
 }
 
-/// The module that an annotation says there is.
-fn module(bundle: &Bundle, rootfs: &Rootfs) -> Result<Entrypoint> {
-    match find(bundle, rootfs)? {
-        Some(found) => Ok(found.into()),
-        None => {
-            let program = args(bundle.process()).first().map(String::as_str).unwrap_or_default();
-            bail!(InvalidArgument, "process.args: {program:?}: module not found in the container")
-        }
-    }
-}
-
 /// The entrypoint's file, and its name: path, and function behind a `#`.
 struct Found {
     file: File,
@@ -137,9 +182,9 @@ struct Found {
     function: Option<String>,
 }
 
-impl From<Found> for Entrypoint {
+impl From<Found> for Entrypoint<'_> {
     fn from(Found { file, path, function }: Found) -> Self {
-        Entrypoint::Wasm { module: file, path, function }
+        Entrypoint::Wasm { module: Module::File(file), path, function }
     }
 }
 
@@ -149,7 +194,7 @@ fn find(bundle: &Bundle, rootfs: &Rootfs) -> Result<Option<Found>> {
 }
 
 /// Picks what an exec'd process is, by the magic bytes of its program below `root`, the container's root folder.
-pub(crate) fn pick_exec(process: &Process, root: BorrowedFd<'_>) -> Result<Entrypoint> {
+pub(crate) fn pick_exec(process: &Process, root: BorrowedFd<'_>) -> Result<Entrypoint<'static>> {
     if let Some(mut found) = search_program(process, |path| open_inside(root, path))?
         && is_wasm(&mut found.file)?
     {
@@ -158,15 +203,24 @@ pub(crate) fn pick_exec(process: &Process, root: BorrowedFd<'_>) -> Result<Entry
     Ok(Entrypoint::Native)
 }
 
+/// The entrypoint of a process and its path, if it is WebAssembly.
+pub(crate) fn wasm_entrypoint(
+    process: &Process,
+    open: impl Fn(&Path) -> std::result::Result<File, Errno>,
+) -> Result<Option<(File, String)>> {
+    let Some(mut found) = search_program(process, open)? else { return Ok(None) };
+    Ok(is_wasm(&mut found.file)?.then_some((found.file, found.path)))
+}
+
 /// Looks for `args[0]` with `open`, which is given absolute paths.
 fn search_program(
     process: &Process,
     open: impl Fn(&Path) -> std::result::Result<File, Errno>,
 ) -> Result<Option<Found>> {
-    let program = args(process).first().map(String::as_str).unwrap_or_default();
+    let Some(program) = args(process).first() else { return Ok(None) };
     // A file whose name has the "#" in it comes first.
     let (module, function) = wasm::entrypoint(program);
-    let names = [(program, None), (module, function)];
+    let names = [(program.as_str(), None), (module, function)];
     for (name, function) in names.iter().take(if function.is_some() { 2 } else { 1 }) {
         // A module may also be named as it lies in the current folder: images for runwasi have it so.
         let here = (!name.contains('/')).then(|| (*name).to_owned());

@@ -40,6 +40,15 @@ impl ExecSpec {
     }
 }
 
+/// Where the module is that a process would be, and the function that is called of it.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn detect(spec: &ExecSpec, root: BorrowedFd<'_>) -> Result<Option<(String, Option<String>)>> {
+    Ok(match dispatch::pick_exec(&spec.0, root)? {
+        Entrypoint::Native => None,
+        Entrypoint::Wasm { path, function, .. } => Some((path, function)),
+    })
+}
+
 impl fmt::Debug for ExecSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("ExecSpec").field(&bundle::args(&self.0)).finish()
@@ -88,7 +97,7 @@ impl Container {
     }
 
     /// An annotation for the native executor holds for every process of the container.
-    fn entrypoint(&self, process: &ProcessSpec, root: BorrowedFd<'_>) -> Result<Entrypoint> {
+    fn entrypoint(&self, process: &ProcessSpec, root: BorrowedFd<'_>) -> Result<Entrypoint<'static>> {
         if self.choice.executor == Executor::Native && self.choice.by_annotation {
             return Ok(Entrypoint::Native);
         }

@@ -89,11 +89,17 @@ pub fn spawn(mut command: Command, pass: Vec<(OwnedFd, RawFd)>) -> Result<Proces
 
 /// A file in memory, to be read from its beginning, that nobody can change any more (memfd_create(2)).
 pub(crate) fn sealed_file(name: &str, content: &[u8]) -> Result<OwnedFd> {
+    let what = || format!("write the file {name} in memory");
+    sealed_file_by(name, |file| file.write_all(content).or_kind(Kind::Unavailable, what))
+}
+
+/// The same with what `fill` writes.
+pub(crate) fn sealed_file_by(name: &str, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<OwnedFd> {
     let what = || format!("make the file {name} in memory");
     let memory =
         memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).or_kind(Kind::Unavailable, what)?;
     let mut file = File::from(memory);
-    file.write_all(content).or_kind(Kind::Unavailable, what)?;
+    fill(&mut file)?;
     file.rewind().or_kind(Kind::Internal, what)?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     fcntl_add_seals(&file, seals).or_kind(Kind::Internal, what)?;

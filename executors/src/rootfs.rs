@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
@@ -25,6 +25,7 @@ use crate::error::{OrKind, Result, bail};
 use crate::native::filesystem::{NewFilesystem, make_filesystem};
 use crate::native::idmap::Idmaps;
 use crate::native::options::{Options, Parameter, Recursive};
+use crate::native::resolve;
 use crate::sys::{self, MountAttr};
 
 /// One file system that containerd asks to be mounted as the container's root (containerd, `types.Mount`).
@@ -116,8 +117,8 @@ impl Drop for Attached {
 
 /// Opens a regular file inside the folder `root` for reading; see [`Rootfs::open`].
 pub(crate) fn open_inside(root: BorrowedFd<'_>, path: &Path) -> std::result::Result<std::fs::File, Errno> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    open_found(openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+    open_found(resolve::open(root, &path, OFlags::empty())?)
 }
 
 /// Opens for reading what an O_PATH descriptor is of, if it is a regular file.
@@ -248,8 +249,8 @@ fn inside(at: &Path, target: &str) -> Result<OwnedFd> {
     if target.as_os_str().is_empty() {
         return Ok(root);
     }
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(&root, target, flags, Mode::empty(), resolve).or_kind(Kind::InvalidArgument, what)
+    let target = CString::new(target.as_os_str().as_bytes()).or_kind(Kind::InvalidArgument, what)?;
+    resolve::open(root.as_fd(), &target, OFlags::empty()).or_kind(Kind::InvalidArgument, what)
 }
 
 /// A detached copy of the mount at `path`, or of the whole tree below it.

@@ -12,13 +12,22 @@ use std::time::{Duration, Instant};
 use executors::{Bundle, Container, CreateOptions, Error, Kind};
 use libtest_mimic::{Arguments, Trial};
 
+#[path = "wasm/cache.rs"]
+mod cache;
+
 fn main() -> ExitCode {
     if let Some(code) = executors::wasm::entry() {
         return code;
     }
     // SAFETY: no other thread exists yet.
     unsafe { std::env::set_var("HYBRID_WASM_CACHE", folder("cache")) };
-    let trials = TESTS.iter().map(|&(name, test)| {
+    if let [_, cache::REFUSE, bundle] =
+        *std::env::args().collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>()
+    {
+        cache::refuse(bundle);
+        return ExitCode::SUCCESS;
+    }
+    let trials = TESTS.iter().chain(cache::TESTS).map(|&(name, test)| {
         Trial::test(name, move || {
             test();
             Ok(())
@@ -690,6 +699,7 @@ fn the_precompiler_is_confined() {
     await_proc(&path, |status| (status_line(status, "NoNewPrivs:") == "1").then_some(()));
     // Read anew: the lines of one reading need not be of one moment.
     let status = std::fs::read_to_string(path).unwrap();
+    assert_eq!(std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap(), "1000\n");
     for ids in ["Uid:", "Gid:"] {
         assert_eq!(status_line(&status, ids), "65534\t65534\t65534\t65534");
     }

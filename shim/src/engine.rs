@@ -2,6 +2,7 @@
 //!
 //! The traits mirror `executors`' own types one to one; they exist so that the life cycle can be tested with fakes.
 
+use crate::containerd::{Access, Images};
 use executors::{
     CheckpointOptions, Choice, Console, CreateOptions, Criu, ExecSpec, Exit, OomWatch, Result, RootfsMount, Stats,
     Stdio,
@@ -67,18 +68,31 @@ pub trait Process: Send + Sync {
     fn take_console(&self) -> Option<Console>;
 }
 
-/// The executors of this machine.
-pub struct Host;
+/// The CRI's annotation for the image of a container, by the name in the pod's spec.
+const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
+
+/// The executors of this machine, and the images of containerd.
+pub struct Host {
+    pub access: Access,
+}
 
 impl Engine for Host {
     fn open(&self, id: &str, path: &Path) -> Result<Box<dyn Bundle>> {
-        Ok(Box::new(executors::Bundle::open(id, path)?))
+        let bundle = executors::Bundle::open(id, path)?;
+        let images = Images::of_container(&self.access, id, bundle.annotation(IMAGE_NAME));
+        Ok(Box::new(OfContainerd { bundle, images }))
     }
 }
 
-impl Bundle for executors::Bundle {
+/// A bundle of containerd's, and the image that it comes from.
+struct OfContainerd {
+    bundle: executors::Bundle,
+    images: Images,
+}
+
+impl Bundle for OfContainerd {
     fn terminal(&self) -> bool {
-        executors::Bundle::terminal(self)
+        self.bundle.terminal()
     }
 
     fn create(
@@ -87,7 +101,7 @@ impl Bundle for executors::Bundle {
         stdio: Stdio,
         options: &CreateOptions,
     ) -> Result<Box<dyn Container>> {
-        Ok(Box::new(executors::create(*self, rootfs, stdio, options)?))
+        Ok(Box::new(executors::create_from(&self.images, self.bundle, rootfs, stdio, options)?))
     }
 
     fn restorable(
@@ -97,7 +111,7 @@ impl Bundle for executors::Bundle {
         criu: &Criu,
         options: &CreateOptions,
     ) -> Result<Box<dyn Restorable>> {
-        Ok(Box::new(executors::Restorable::new(*self, rootfs, images, criu, options)?))
+        Ok(Box::new(executors::Restorable::new(self.bundle, rootfs, images, criu, options)?))
     }
 }
 

@@ -1,10 +1,11 @@
 //! `containerd-shim-hybrid-v1`: the containerd shim of the runtime `io.containerd.hybrid.v1`.
 //!
-//! containerd runs this binary as `start`, `delete`, `-info` or `-v`; `start` leaves a copy of itself behind that
+//! containerd runs this binary as `start`, `delete`, `-info` or `-v`, people run it as `precompile`; `start` leaves a copy of itself behind that
 //! serves the task API (no other process is executed for it, see [`start`]).
 #![forbid(unsafe_code)]
 
 mod bootstrap;
+mod containerd;
 mod delete;
 mod descriptor;
 mod engine;
@@ -13,6 +14,7 @@ mod exit_record;
 mod info;
 mod logging;
 mod options;
+mod precompile;
 mod serve;
 mod service;
 mod socket;
@@ -36,6 +38,11 @@ fn main() -> ExitCode {
         return code;
     }
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some((command, args)) = args.split_first()
+        && command == "precompile"
+    {
+        return precompile::run(args);
+    }
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

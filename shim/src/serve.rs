@@ -1,5 +1,6 @@
 //! The server: one process, one thread (and a few short-lived ones for calls that block) per group of containers.
 
+use crate::containerd::Access;
 use crate::engine::Host;
 use crate::events::EventPublisher;
 use crate::logging;
@@ -46,7 +47,8 @@ pub struct Server {
     /// The container that the shim was started for.
     pub id: String,
     pub namespace: String,
-    /// containerd's socket for events.
+    /// containerd's socket for its API, and that for events.
+    pub grpc_address: String,
     pub ttrpc_address: String,
     pub level: LevelFilter,
     /// What `start` could not say.
@@ -127,7 +129,8 @@ async fn serve(server: Server) -> Result<()> {
 
     let events = EventPublisher::new(&server.ttrpc_address, &server.namespace);
     let stop = Arc::new(Stop::new(server.socket));
-    let tasks = Tasks::new(Arc::new(Host), events.clone(), &server.namespace);
+    let access = Access { address: server.grpc_address, namespace: server.namespace.clone() };
+    let tasks = Tasks::new(Arc::new(Host { access }), events.clone(), &server.namespace);
     let service = Service::new(tasks.clone(), stop.clone());
     let listener = Listener::try_from(server.listener).context("listen on the socket")?;
     let telemetry = Telemetry::from_env(&server.id, &server.namespace);

@@ -4,13 +4,13 @@ use crate::{Image, tree::header};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 use tar::EntryType;
 
-/// The archive's bytes. The annotations name the image for every containerd from 1.6 on: those before 1.7 know only
-/// `io.containerd.image.name`.
+/// The archive's bytes.
 pub(crate) fn oci(image: &Image) -> Result<Vec<u8>> {
-    let mut blobs = Vec::new();
-    let layer = blob(&mut blobs, "application/vnd.oci.image.layer.v1.tar", image.tree.layer()?);
+    let mut blobs = Blobs::default();
+    let layer = blobs.add("application/vnd.oci.image.layer.v1.tar", image.tree.layer()?);
     let config = json!({
         "created": "1970-01-01T00:00:00Z",
         "architecture": architecture(),
@@ -24,24 +24,9 @@ pub(crate) fn oci(image: &Image) -> Result<Vec<u8>> {
         // The layer is not compressed, so the digest of its content is that of the blob.
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
     });
-    let config = blob(&mut blobs, "application/vnd.oci.image.config.v1+json", serde_json::to_vec(&config)?);
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": &config,
-        "layers": [&layer],
-    });
-    let mut manifest = blob(&mut blobs, "application/vnd.oci.image.manifest.v1+json", serde_json::to_vec(&manifest)?);
-    manifest["platform"] = json!({"os": "linux", "architecture": architecture()});
-    manifest["annotations"] = json!({
-        "io.containerd.image.name": image.reference(),
-        "org.opencontainers.image.ref.name": "latest",
-    });
-    let index = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [manifest],
-    });
+    let config = blobs.add(ORDINARY_CONFIG, serde_json::to_vec(&config)?);
+    let platform = json!({"os": "linux", "architecture": architecture()});
+    let manifest = blobs.manifest(&config, &[&layer], &json!({}))?;
     // Docker Engine's own image store knows no index.json.
     let path = |blob: &Value| blob["digest"].as_str().map(|digest| format!("blobs/{}", digest.replace(':', "/")));
     let for_docker = json!([{
@@ -49,31 +34,85 @@ pub(crate) fn oci(image: &Image) -> Result<Vec<u8>> {
         "RepoTags": [image.reference()],
         "Layers": [path(&layer)],
     }]);
-
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut add = |path: &str, content: &[u8]| {
-        tar.append_data(&mut header(EntryType::Regular, 0o644, content.len()), path, content)
-            .with_context(|| format!("adding {path} to the archive"))
-    };
-    add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    add("index.json", &serde_json::to_vec(&index)?)?;
-    add("manifest.json", &serde_json::to_vec(&for_docker)?)?;
-    for (digest, content) in &blobs {
-        add(&format!("blobs/sha256/{digest}"), content)?;
-    }
-    tar.into_inner().context("finishing the archive")
+    blobs.archive(&image.reference(), manifest, platform, &[("manifest.json", serde_json::to_vec(&for_docker)?)])
 }
 
-/// Keeps `content` as a blob and returns its descriptor.
-fn blob(blobs: &mut Vec<(String, Vec<u8>)>, media_type: &str, content: Vec<u8>) -> Value {
-    let digest: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
-    let descriptor = json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": content.len()});
-    blobs.push((digest, content));
-    descriptor
+/// The config of an ordinary image.
+pub(crate) const ORDINARY_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+
+/// The reference that containerd knows an image by.
+pub(crate) fn reference(name: &str) -> String {
+    format!("localhost/hybrid/{name}:latest")
+}
+
+/// Writes an archive into the folder `out` and returns its path.
+pub(crate) fn save(out: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let path = out.join(format!("{name}.tar"));
+    std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+/// The content of an archive: digests in hexadecimal, and what has them.
+#[derive(Default)]
+pub(crate) struct Blobs(Vec<(String, Vec<u8>)>);
+
+impl Blobs {
+    /// Keeps `content` as a blob and returns its descriptor.
+    pub fn add(&mut self, media_type: &str, content: Vec<u8>) -> Value {
+        let digest: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+        let descriptor = json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": content.len()});
+        self.0.push((digest, content));
+        descriptor
+    }
+
+    /// Keeps a manifest and returns its descriptor.
+    pub fn manifest(&mut self, config: &Value, layers: &[&Value], annotations: &Value) -> Result<Value> {
+        const TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+        let mut manifest = json!({"schemaVersion": 2, "mediaType": TYPE, "config": config, "layers": layers});
+        if annotations.as_object().is_some_and(|annotations| !annotations.is_empty()) {
+            manifest["annotations"] = annotations.clone();
+        }
+        Ok(self.add(TYPE, serde_json::to_vec(&manifest)?))
+    }
+
+    /// The archive's bytes, with other files beside. The annotations name the image for every containerd from 1.6 on: those
+    /// before 1.7 know only `io.containerd.image.name`.
+    pub fn archive(
+        self,
+        reference: &str,
+        mut manifest: Value,
+        platform: Value,
+        others: &[(&str, Vec<u8>)],
+    ) -> Result<Vec<u8>> {
+        manifest["platform"] = platform;
+        manifest["annotations"] = json!({
+            "io.containerd.image.name": reference,
+            "org.opencontainers.image.ref.name": "latest",
+        });
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [manifest],
+        });
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut add = |path: &str, content: &[u8]| {
+            tar.append_data(&mut header(EntryType::Regular, 0o644, content.len()), path, content)
+                .with_context(|| format!("adding {path} to the archive"))
+        };
+        add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        add("index.json", &serde_json::to_vec(&index)?)?;
+        for (path, content) in others {
+            add(path, content)?;
+        }
+        for (digest, content) in &self.0 {
+            add(&format!("blobs/sha256/{digest}"), content)?;
+        }
+        tar.into_inner().context("finishing the archive")
+    }
 }
 
 /// The host's architecture as the OCI image spec (Go's GOARCH) names it.
-fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

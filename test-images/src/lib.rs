@@ -1,13 +1,16 @@
 //! Builds the small OCI images that the tests, the demo and the benches run, from the sources in `programs/`.
 //!
 //! They are ordinary images of the host's platform: a WebAssembly image is one whose entrypoint is a `.wasm` file in
-//! its root file system. Nothing is downloaded, and the same sources and compilers give the same bytes.
+//! its root file system. Beside them are [`artifacts`], whose modules are layers as they are. Nothing is downloaded, and the same sources and compilers give the same bytes.
 #![forbid(unsafe_code)]
 
 mod archive;
+mod artifact;
 mod programs;
 mod tree;
 mod wasm;
+
+pub use artifact::{Artifact, artifacts};
 
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -30,15 +33,13 @@ impl Image {
 
     /// The full reference containerd knows the image by after `ctr image import`.
     pub fn reference(&self) -> String {
-        format!("localhost/hybrid/{}:latest", self.name)
+        archive::reference(self.name)
     }
 
     /// Writes the image as an OCI archive into the folder `out`, named `<name>.tar`, and returns its path.
     pub fn save(&self, out: &Path) -> Result<PathBuf> {
-        let path = out.join(format!("{}.tar", self.name));
         let bytes = archive::oci(self).with_context(|| format!("packing the image {}", self.name))?;
-        std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
-        Ok(path)
+        archive::save(out, self.name, &bytes)
     }
 
     /// Unpacks the image's root file system into the folder `rootfs`, which is created: for bundles made by hand.
@@ -62,6 +63,16 @@ pub fn logger() -> Result<Vec<u8>> {
 /// Builds an OCI hook (`programs/hook.c`), which runs on the host and in containers. Needs a C compiler with a static libc.
 pub fn hook() -> Result<Vec<u8>> {
     programs::HOOK.get()
+}
+
+/// A WebAssembly module or component from its text.
+pub fn assemble(text: &str) -> Result<Vec<u8>> {
+    wat::parse_str(text).context("assembling a module")
+}
+
+/// A command module of WASI 0.1 that does nothing, with functions beside of about `bytes` bytes.
+pub fn module(bytes: usize) -> Result<Vec<u8>> {
+    wasm::module(bytes)
 }
 
 /// Compiles the programs of the images, the log driver and the hook into the folder `out`. Where `HYBRID_PROGRAMS` names
@@ -116,4 +127,18 @@ pub fn build() -> Result<Vec<Image>> {
         // No entrypoint: each case is named on the command line.
         Image { name: "wasm-cases", entrypoint: vec![], command: vec!["/true.wasm"], tree: wasm::cases(Tree::base())? },
     ])
+}
+
+/// Builds images of small modules that nothing else uses.
+pub fn ahead_of_time() -> Result<Vec<Image>> {
+    let image = |name: &'static str, path: &'static str, entrypoint: &'static str| -> Result<Image> {
+        let tree = Tree::base().file(path, 0o644, labelled(name)?);
+        Ok(Image { name, entrypoint: vec![entrypoint], command: vec![], tree })
+    };
+    Ok(vec![image("ahead-file", "ahead.wasm", "/ahead.wasm")?, image("watched-file", "watched.wasm", "/watched.wasm")?])
+}
+
+/// A small module that does nothing, and is another for each label.
+pub fn labelled(label: &str) -> Result<Vec<u8>> {
+    wasm::labelled(label)
 }

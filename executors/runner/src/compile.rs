@@ -2,7 +2,8 @@
 //!
 //! Compilers eat hostile input, so it confines itself before it reads any: no network, no privileges, another user, and
 //! limits on memory and time, nothing but its own folder as root. It gets the module as stdin, the file for the code as
-//! stdout, and answers on stderr, a file too: the module's [`Facts`] as JSON and exit code 0, or one sentence and exit code 1.
+//! stdout, and answers on stderr, a file too: the module's [`Facts`] as JSON and exit code 0, or one sentence and exit code 1,
+//! or [`HOST_FAILED`].
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
@@ -22,44 +23,64 @@ const MAX_DATA: u64 = 8 << 30;
 /// Processor time that compiling may take, in seconds.
 pub const MAX_CPU: u64 = 600;
 
+/// The exit code when it was not the module that was at fault.
+pub const HOST_FAILED: u8 = 2;
+
 /// The largest file of code, in bytes.
 pub const MAX_CODE: u64 = 2 << 30;
+
+/// The memory that compiling may take on this host, in bytes: no more than half of what the host has.
+pub fn max_data() -> u64 {
+    let host = rustix::system::sysinfo();
+    #[allow(clippy::useless_conversion, reason = "the width differs between architectures")]
+    let total = u64::from(host.totalram).saturating_mul(host.mem_unit.into());
+    MAX_DATA.min(total / 2)
+}
 
 /// The user that compiles: nobody.
 const NOBODY: u32 = 65534;
 
 /// The precompiler's own main.
 pub(crate) fn main() -> ExitCode {
-    let answer = confine().map_err(|e| wasmtime::format_err!("confine the precompiler: {e}")).and_then(|()| compile());
-    match answer {
+    let confined = confine().map_err(|e| wasmtime::Error::from(e).context("confine the precompiler"));
+    match confined.and_then(|()| compile()) {
         Ok(facts) => {
             eprint!("{facts}");
             ExitCode::SUCCESS
         }
         Err(e) => {
-            eprintln!("{e:#}");
-            ExitCode::from(1)
+            // Room for the sentence, if it is the disk that is full.
+            let _ = rustix::fs::ftruncate(std::io::stdout(), 0);
+            let _ = writeln!(std::io::stderr(), "{e:#}");
+            ExitCode::from(if e.is::<std::io::Error>() { HOST_FAILED } else { 1 })
         }
     }
 }
 
 /// Gives up everything that compiling doesn't need.
 fn confine() -> std::io::Result<()> {
+    // Where memory is short this is what may go first (proc_pid_oom_score_adj(5)): the shim's own score says the opposite.
+    std::fs::write("/proc/self/oom_score_adj", "1000")?;
     sys::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNS)?;
     // The folder that it was started in.
     std::os::unix::fs::chroot(".")?;
     std::env::set_current_dir("/")?;
     for (resource, limit) in [
-        (Resource::Data, MAX_DATA),
+        (Resource::Data, max_data()),
         (Resource::Cpu, MAX_CPU),
         (Resource::Fsize, MAX_CODE),
         (Resource::Core, 0),
         (Resource::Nofile, 64),
     ] {
         // A lower limit that this process has already stays.
-        let lower = |old: Option<u64>| Some(old.map_or(limit, |old| old.min(limit)));
+        let lower = |limit: u64, old: Option<u64>| Some(old.map_or(limit, |old| old.min(limit)));
+        // A second more, or there would be no SIGXCPU to tell by (setrlimit(2)).
+        let hard = if resource == Resource::Cpu { limit + 1 } else { limit };
         let old = rustix::process::getrlimit(resource);
-        rustix::process::setrlimit(resource, Rlimit { current: lower(old.current), maximum: lower(old.maximum) })?;
+        rustix::process::setrlimit(
+            resource,
+            Rlimit { current: lower(limit, old.current), maximum: lower(hard, old.maximum) },
+        )?;
     }
     rustix::thread::set_thread_groups(&[])?;
     let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
@@ -80,8 +101,18 @@ fn compile() -> wasmtime::Result<String> {
         wasmtime::bail!("it is WebAssembly text; assemble it, for instance with `wasm-tools parse`");
     }
     let proposals: Vec<String> = std::env::args().skip(1).collect();
-    let engine = engine::compiler(&proposals)?;
-    let (facts, code) = if is_component(&bytes) { component(&engine, &bytes)? } else { core(&engine, &bytes)? };
+    let engine = engine::compiler(&proposals, false)?;
+    let (facts, code) = if !is_component(&bytes) {
+        core(&engine, &bytes)?
+    } else if might_serve(&bytes) {
+        // What it is, is known when it is compiled: once more, if it only has the name in it.
+        match component(&engine::compiler(&proposals, true)?, &bytes)? {
+            (facts, code) if facts.serves() => (facts, code),
+            _ => component(&engine, &bytes)?,
+        }
+    } else {
+        component(&engine, &bytes)?
+    };
     std::io::stdout().lock().write_all(&code)?;
     std::io::stdout().lock().flush()?;
     Ok(serde_json::to_string(&facts)?)
@@ -90,6 +121,14 @@ fn compile() -> wasmtime::Result<String> {
 /// Whether the bytes behind the magic ones say "component": the layer field (component model, Binary.md).
 fn is_component(bytes: &[u8]) -> bool {
     bytes.get(6..8) == Some(&[1, 0])
+}
+
+/// Whether the names of what services export are in a component.
+fn might_serve(bytes: &[u8]) -> bool {
+    [Entry::Handler03, Entry::Handler02].iter().any(|entry| {
+        let name = entry.name().as_bytes();
+        bytes.windows(name.len()).any(|part| part == name)
+    })
 }
 
 fn core(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<(Facts, Vec<u8>)> {

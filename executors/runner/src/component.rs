@@ -5,6 +5,7 @@ use std::sync::Arc;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView, p2, p3};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::facts::Imports;
@@ -12,6 +13,7 @@ use crate::limits::Limits;
 use crate::network::{Policy, lookup};
 use crate::outgoing::Outgoing;
 use crate::settings::Call;
+use crate::wasi::Source;
 use crate::{Entry, RunnerConfig};
 
 /// What the store of a component holds.
@@ -21,13 +23,15 @@ pub(crate) struct State {
     outgoing: Outgoing,
     pub table: ResourceTable,
     pub policy: Arc<Policy>,
+    config: Arc<WasiConfigVariables>,
     pub limits: Limits,
 }
 
 impl State {
-    pub fn new(wasi: WasiCtx, policy: Arc<Policy>, limits: Limits) -> State {
+    pub fn new(wasi: WasiCtx, source: &Source, limits: Limits) -> State {
+        let (policy, config) = (source.policy.clone(), source.config.clone());
         let outgoing = Outgoing::new(policy.clone());
-        State { wasi, http: WasiHttpCtx::new(), outgoing, table: ResourceTable::new(), policy, limits }
+        State { wasi, http: WasiHttpCtx::new(), outgoing, table: ResourceTable::new(), policy, config, limits }
     }
 }
 
@@ -56,6 +60,9 @@ pub(crate) fn link(linker: &mut Linker<State>, imports: Imports) -> wasmtime::Re
     }
     if imports.http03 {
         wasmtime_wasi_http::p3::add_to_linker(linker)?;
+    }
+    if imports.config {
+        wasmtime_wasi_config::add_to_linker(linker, |state: &mut State| WasiConfig::from(&*state.config))?;
     }
     if imports.sockets {
         linker.allow_shadowing(true);

@@ -14,7 +14,7 @@ pub const WASMTIME: &str = "48.0.8";
 
 /// Counts changes of the configuration that make older code unusable without a change of Wasmtime's version, and of what
 /// [`crate::Facts`] says.
-pub const REVISION: u32 = 3;
+pub const REVISION: u32 = 4;
 
 /// A method of [`Config`] that turns something on or off.
 type Switch = fn(&mut Config, bool) -> &mut Config;
@@ -46,22 +46,25 @@ pub const PROPOSALS: [&str; SWITCHES.len()] = {
     names
 };
 
-/// The engine that compiles.
-pub(crate) fn compiler(proposals: &[String]) -> wasmtime::Result<Engine> {
-    Engine::new(&config(proposals))
+/// The engine that compiles. `shared`: code that shares its threads with other guests' (see [`crate::Facts::serves`]).
+pub(crate) fn compiler(proposals: &[String], shared: bool) -> wasmtime::Result<Engine> {
+    Engine::new(&config(proposals, shared))
 }
 
 /// The engine that runs what [`compiler`] compiled. Without a compiler of its own, as setting one up touches megabytes.
-pub(crate) fn runtime(proposals: &[String], adapt: impl FnOnce(&mut Config)) -> wasmtime::Result<Engine> {
-    let mut config = config(proposals);
+pub(crate) fn runtime(proposals: &[String], shared: bool, adapt: impl FnOnce(&mut Config)) -> wasmtime::Result<Engine> {
+    let mut config = config(proposals, shared);
     config.enable_compiler(false);
     adapt(&mut config);
     Engine::new(&config)
 }
 
 /// Wasmtime's defaults for the proposals of WebAssembly, and these beside.
-fn config(proposals: &[String]) -> Config {
+fn config(proposals: &[String], shared: bool) -> Config {
     let mut config = Config::new();
+    // Of a service: so that a request that computes lets others have its thread. A command has its process for itself, and
+    // runs without the checks that this compiles into each loop.
+    config.epoch_interruption(shared);
     // Backtraces name functions and, where the module has DWARF, lines. The default would be read from the environment,
     // which in the runner is the guest's.
     config.wasm_backtrace_details(wasmtime::WasmBacktraceDetails::Enable);

@@ -70,6 +70,8 @@ pub struct Imports {
     pub sockets: bool,
     /// `wasi:filesystem` of either version.
     pub filesystem: bool,
+    /// `wasi:config`, whose versions are its own.
+    pub config: bool,
 }
 
 impl Imports {
@@ -83,6 +85,10 @@ impl Imports {
         let Some((interface, version)) = name.strip_prefix("wasi:").and_then(|name| name.split_once('@')) else {
             return;
         };
+        if interface.starts_with("config/") {
+            self.config = true;
+            return;
+        }
         let is03 = version.starts_with("0.3.");
         match (interface.split('/').next(), is03) {
             (Some("http"), true) => self.http03 = true,
@@ -105,4 +111,11 @@ pub struct Facts {
     /// Exported functions that take and return nothing, and so can be called by `#function`.
     pub functions: Vec<String>,
     pub imports: Imports,
+}
+
+impl Facts {
+    /// Whether it is a service, or can be run as one: its code then lets others have the thread from time to time.
+    pub fn serves(&self) -> bool {
+        self.entries.iter().any(|entry| entry.serves())
+    }
 }

@@ -52,8 +52,7 @@ pub(crate) fn main() -> ExitCode {
 /// As little as the guest needs: most need neither threads nor what waits for sockets.
 fn runtime(config: &RunnerConfig) -> std::io::Result<tokio::runtime::Runtime> {
     match &config.call {
-        // As many threads as there are processors for the container.
-        Call::Entry(entry) if entry.serves() => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+        Call::Entry(entry) if entry.serves() => service::threads(),
         _ if config.imports.needs_network() => tokio::runtime::Builder::new_current_thread().enable_all().build(),
         _ => tokio::runtime::Builder::new_current_thread().enable_time().build(),
     }
@@ -80,7 +79,7 @@ async fn run(config: &RunnerConfig, code: OwnedFd, root: OwnedFd) -> wasmtime::R
             wasmtime.profiler(ProfilingStrategy::PerfMap);
         }
     };
-    let engine = engine::runtime(&settings.proposals, adapt)?;
+    let engine = engine::runtime(&settings.proposals, config.serves, adapt)?;
     let budget = Budget::new(settings.memory, metrics.clone());
     let folders = if config.needs_folders() { settings.preopens.as_slice() } else { &[] };
     let source = Source::new(&root, folders, settings)?;
@@ -91,7 +90,7 @@ async fn run(config: &RunnerConfig, code: OwnedFd, root: OwnedFd) -> wasmtime::R
         Call::CoreFunction(function) => Some(function.as_str()),
         Call::Entry(entry) if entry.serves() => {
             // A component that doesn't fit into a pool is served without one.
-            let pooled = engine::runtime(&settings.proposals, |wasmtime| {
+            let pooled = engine::runtime(&settings.proposals, config.serves, |wasmtime| {
                 adapt(wasmtime);
                 service::pooling(wasmtime);
             });
@@ -106,10 +105,14 @@ async fn run(config: &RunnerConfig, code: OwnedFd, root: OwnedFd) -> wasmtime::R
         }
         Call::Entry(_) | Call::ComponentFunction(_) => {
             let component = load(&code, |path| load_component(&engine, path))?;
-            let state = component::State::new(source.context()?.build(), source.policy.clone(), Limits::new(&budget));
+            let state = component::State::new(source.context()?.build(), &source, Limits::new(&budget));
             drop((code, source));
             let mut store = Store::new(&engine, state);
             store.limiter(|state| &mut state.limits);
+            if config.serves {
+                // One of its other exports, which has the process for itself: nobody counts epochs.
+                store.set_epoch_deadline(1);
+            }
             let result = component::run(&engine, &mut store, &component, config).await;
             let traps = Traps { name: config.name.clone(), dumps, metrics };
             return Ok(result.unwrap_or_else(|e| traps.tell(&mut store, &e)));

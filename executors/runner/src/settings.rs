@@ -1,5 +1,6 @@
 //! What the shim tells the runner: which guest, and what it may do.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,8 @@ pub struct RunnerConfig {
     /// What is called.
     pub call: Call,
     pub imports: Imports,
+    /// What [`crate::Facts::serves`] says.
+    pub serves: bool,
     pub settings: Settings,
 }
 
@@ -50,6 +53,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// The folder in the container that gets a core dump of a guest that traps.
     pub coredump: Option<String>,
+    /// What `wasi:config` gives, by keys.
+    pub config: BTreeMap<String, String>,
     /// Whether there is a map of the code for perf(1), as /tmp/perf-PID.map in the container.
     pub perf_map: bool,
 }
@@ -77,6 +82,7 @@ impl Default for Settings {
             memory: None,
             metrics: None,
             coredump: None,
+            config: BTreeMap::new(),
             perf_map: false,
         }
     }

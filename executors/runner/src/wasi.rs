@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
+use wasmtime_wasi_config::WasiConfigVariables;
 
 use crate::network::Policy;
 use crate::settings::{Preopen, Settings};
@@ -23,6 +24,7 @@ pub(crate) struct Source {
     folders: Vec<Folder>,
     cwd: PathBuf,
     pub policy: Arc<Policy>,
+    pub config: Arc<WasiConfigVariables>,
 }
 
 /// A folder to be preopened.
@@ -42,7 +44,8 @@ impl Source {
         };
         let folders = folders.iter().map(open).collect::<wasmtime::Result<_>>()?;
         let policy = Arc::new(Policy::new(settings.network.clone()));
-        Ok(Source { folders, cwd: std::env::current_dir()?, policy })
+        let config = Arc::new(settings.config.clone().into_iter().collect());
+        Ok(Source { folders, cwd: std::env::current_dir()?, policy, config })
     }
 
     /// How many folders a guest gets.

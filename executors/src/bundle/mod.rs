@@ -101,7 +101,7 @@ impl Bundle {
     }
 }
 
-/// A process's arguments; there is at least one, not empty.
+/// A process's arguments, the first one not empty. Without any are only init of a module in the image, and hooks.
 pub(crate) fn args(process: &Process) -> &[String] {
     process.args().as_deref().unwrap_or_default()
 }

@@ -18,6 +18,7 @@ use crate::container::{self, Container, CreateOptions, Stdio};
 use crate::dispatch::{self, Choice, Entrypoint};
 use crate::error::{OrKind, Result, bail};
 use crate::hooks::{Hooks, Poststop};
+use crate::image::NoImages;
 use crate::native::idmap::is_id_mapped;
 use crate::native::join::Joining;
 use crate::native::mounts::{cstring, make_like};
@@ -75,7 +76,8 @@ impl Restorable {
         }
         let streams = streams(images)?;
         let rootfs = Rootfs::mount(rootfs, bundle.root())?;
-        let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs)?;
+        // What was dumped was native.
+        let (choice, entrypoint) = dispatch::pick(&bundle, &rootfs, &NoImages)?;
         if let Entrypoint::Wasm { .. } = entrypoint {
             bail!(Unimplemented, "a WebAssembly container cannot be restored from a checkpoint");
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::{process, spec};
+use super::{image, process, spec};
 use crate::{Kind, Result};
 
 /// Specs as containerd's `ctr`, Docker Engine and the kubelet write them.
@@ -24,21 +24,21 @@ const ROUNDS: u64 = 2000;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled").
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         (self.next() >> 33) as usize % limit.max(1)
     }
 
-    fn one<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+    pub fn one<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.below(of.len())]
     }
 }
@@ -178,29 +178,77 @@ fn any_spec_gives_a_plan_or_an_error_that_names_the_field() {
     assert!(good > ROUNDS / 20 && good < ROUNDS * 9 / 10, "{good} of {ROUNDS} were good");
 }
 
+/// Changes a text at a few places.
+fn damage(random: &mut Random, text: &mut Vec<u8>) {
+    for _ in 0..=random.below(4) {
+        let at = random.below(text.len());
+        match random.below(4) {
+            0 => text.truncate(at),
+            1 => text[at] ^= 1 << random.below(8),
+            2 => text
+                .splice(at..at, [b'[', b'"', b'{', b'\\', 0xff, b'9'][random.below(6)..].iter().copied())
+                .for_each(drop),
+            _ => {
+                let part = text[at..(at + random.below(200)).min(text.len())].to_vec();
+                text.splice(at..at, part).for_each(drop);
+            }
+        }
+        if text.is_empty() {
+            break;
+        }
+    }
+}
+
 #[test]
 fn any_text_gives_a_plan_or_an_error_that_names_the_field() {
     let mut random = Random(0x5eed_0002);
     for round in 0..ROUNDS {
         let mut text = SEEDS[round as usize % SEEDS.len()].as_bytes().to_vec();
-        for _ in 0..=random.below(4) {
-            let at = random.below(text.len());
-            match random.below(4) {
-                0 => text.truncate(at),
-                1 => text[at] ^= 1 << random.below(8),
-                2 => text
-                    .splice(at..at, [b'[', b'"', b'{', b'\\', 0xff, b'9'][random.below(6)..].iter().copied())
-                    .for_each(drop),
-                _ => {
-                    let part = text[at..(at + random.below(200)).min(text.len())].to_vec();
-                    text.splice(at..at, part).for_each(drop);
-                }
-            }
-            if text.is_empty() {
-                break;
-            }
-        }
+        damage(&mut random, &mut text);
         fair(&text, spec);
         fair(&text, process);
     }
+}
+
+/// Documents of images: the Wasm OCI artifact layout, an ordinary image with modules beside its layers, an index of both.
+const IMAGES: [&[u8]; 3] = [
+    include_bytes!("../../../fuzz/seeds/image/artifact.json"),
+    include_bytes!("../../../fuzz/seeds/image/ordinary.json"),
+    include_bytes!("../../../fuzz/seeds/image/index.json"),
+];
+
+/// Whether an image is good; what it is refused for has to be as it should.
+fn fair_image(documents: &[u8]) -> bool {
+    let shown = || String::from_utf8_lossy(&documents[..documents.len().min(3000)]).into_owned();
+    let before = Instant::now();
+    let result = image(documents);
+    let took = before.elapsed();
+    assert!(took < PATIENCE, "took {took:?}: {}", shown());
+    let Err(error) = result else { return true };
+    let known = matches!(error.kind(), Kind::InvalidArgument | Kind::NotFound | Kind::Unimplemented);
+    // Hostile text is not handed on at length.
+    assert!(known && error.to_string().len() < 20_000, "{error:?}: {}", shown());
+    false
+}
+
+#[test]
+fn any_image_gives_modules_or_an_error() {
+    assert_eq!(IMAGES.map(|seed| image(seed).unwrap()), [1, 2, 1]);
+    let mut random = Random(0x5eed_0003);
+    let mut good = 0;
+    for round in 0..ROUNDS {
+        let seed = IMAGES[round as usize % IMAGES.len()];
+        let mut documents: Vec<Vec<u8>> = seed.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
+        // The first one, which leads to the others by their digests.
+        if round % 2 == 0 {
+            let mut value: Value = serde_json::from_slice(&documents[0]).unwrap();
+            change(&mut random, &mut value);
+            documents[0] = value.to_string().into_bytes();
+        } else {
+            damage(&mut random, &mut documents[0]);
+        }
+        good += u64::from(fair_image(&documents.join(&0)));
+    }
+    println!("{good} of {ROUNDS} were good");
+    assert!(good > ROUNDS / 20 && good < ROUNDS * 9 / 10, "{good} of {ROUNDS} were good");
 }

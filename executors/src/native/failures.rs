@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::step::{Plan, Step};
 use crate::container::create_with;
+use crate::image::NoImages;
 use crate::{Bundle, Container, CreateOptions, ExecSpec, Result, Stdio, Streams};
 
 /// The one error that no step gives by itself.
@@ -116,7 +117,7 @@ impl Rig {
 
     fn create(&self, look: impl FnOnce(&mut Plan)) -> Result<Container> {
         let stdio = if self.terminal { Stdio::Terminal } else { streams() };
-        create_with(Bundle::open("a", self.bundle.path())?, &[], stdio, &self.options, look)
+        create_with(&NoImages, Bundle::open("a", self.bundle.path())?, &[], stdio, &self.options, look)
     }
 
     /// The words for each step, and how many there are until the start.

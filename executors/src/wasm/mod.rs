@@ -5,8 +5,9 @@
 //!                  └───── miss ─> precompiler (own process, confined) ─> cache
 //! container:    runner ─> Wasmtime with precompiled code ─> guest
 //! ```
-//! The server never initialises Wasmtime: hostile bytes are parsed in the precompiler, hostile code runs in the container.
+//! `precompile` fills the cache before (see [`ahead`]). The server never initialises Wasmtime: hostile bytes are parsed in the precompiler, hostile code runs in the container.
 
+mod ahead;
 mod cache;
 mod options;
 mod precompile;
@@ -15,16 +16,22 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
+pub use self::ahead::{Precompiled, Snapshot, precompile_file, precompile_image};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::cache::is_about;
 pub use self::options::WasmOptions;
 pub use runner::entry;
 use runner::{Call, Entry, Facts, RUNNER, RunnerConfig, World};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::OpenTreeFlags;
 
 use crate::error::{OrKind, Result, bail};
 use crate::native::options::Recursive;
 use crate::native::plan::Payload;
 use crate::rootfs::clone_tree;
 use crate::sys::{self, MountAttr};
-use crate::{Kind, host};
+use crate::{Kind, host, image};
 
 /// Whether a file that begins with these four bytes is a module or component (WebAssembly core specification, 5.5.16), or
 /// one in text form: no program begins so, and it shall be refused by what it is.
@@ -44,13 +51,16 @@ pub(crate) fn entrypoint(program: &str) -> (&str, Option<&str>) {
 pub(crate) struct Runner {
     /// This binary, on a read-only mount: through /proc/self/exe nobody can write to it (CVE-2019-5736).
     pub program: OwnedFd,
+    /// What the module is called, for a guest without arguments.
+    pub name: String,
     /// Its [`RunnerConfig`], and the folder with its code; the plan adds the guest's root (see [`runner::CONFIG_FD`]).
     pub pass: Vec<OwnedFd>,
 }
 
 impl Runner {
-    /// The payload of a plan, for a guest with these arguments.
+    /// The payload of a plan, for a guest with these arguments; without any it has the module's name.
     pub fn payload(self, guest: &[String]) -> Result<Payload> {
+        let guest = if guest.is_empty() { std::slice::from_ref(&self.name) } else { guest };
         let argv = std::iter::once(RUNNER)
             .chain(guest.iter().map(String::as_str))
             .map(|arg| CString::new(arg).or_kind(Kind::InvalidArgument, || "process.args"))
@@ -63,14 +73,37 @@ impl Runner {
 ///
 /// # Errors
 /// InvalidArgument, in one sentence, for a module that can't run: not valid, no entry point, an import we lack.
-pub(crate) fn prepare(module: File, name: &str, function: Option<&str>, options: &WasmOptions) -> Result<Runner> {
+pub(crate) fn prepare(module: Module<'_>, name: &str, function: Option<&str>, options: &WasmOptions) -> Result<Runner> {
     let what = || format!("module {name}");
-    let entry = cache::get(module, &options.settings.proposals).map_err(|e| e.context(what()))?;
+    let entry = precompiled(module, options).map_err(|e| e.context(what()))?;
     let call = call(&entry.facts, function, options).map_err(|e| e.context(what()))?;
     let (imports, settings) = (entry.facts.imports, options.settings.clone());
-    let config = RunnerConfig { name: name.to_owned(), call, imports, settings };
-    let code = read_only_copy(&entry.folder).map_err(|e| e.context(what()))?;
-    Ok(Runner { program: own_binary()?, pass: vec![sealed(&config)?, code] })
+    let serves = entry.facts.serves();
+    let config = RunnerConfig { name: name.to_owned(), call, imports, serves, settings };
+    let code = read_only_entry(&entry.folder).map_err(|e| e.context(what()))?;
+    Ok(Runner { program: own_binary()?, name: name.to_owned(), pass: vec![sealed(&config)?, code] })
+}
+
+/// Where a module is.
+pub(crate) enum Module<'a> {
+    File(File),
+    /// In the container's image, as it is.
+    InImage(image::Module<'a>),
+}
+
+/// A module's code. That of a layer is known by the layer's digest, so the module is only read to be compiled.
+fn precompiled(module: Module<'_>, options: &WasmOptions) -> Result<cache::Entry> {
+    let module = match module {
+        Module::File(file) => file,
+        Module::InImage(module) => {
+            let known = module.layer().digest.sha256().map(|digest| cache::by_digest(digest, options));
+            if let Some(entry) = known.transpose()?.flatten() {
+                return Ok(entry);
+            }
+            module.read()?.into()
+        }
+    };
+    cache::get(module, options)
 }
 
 /// What is called of a module: the function that is asked for, or its first usual entry point.
@@ -102,16 +135,26 @@ fn call(facts: &Facts, function: Option<&str>, options: &WasmOptions) -> Result<
     }
 }
 
-/// A detached read-only mount of a file or folder. Unlike a plain descriptor of a folder it has no `..` to leave by.
-fn read_only_copy(path: &std::path::Path) -> Result<OwnedFd> {
-    let what = || format!("mount {} read-only", path.display());
-    let tree = clone_tree(path, Recursive::No).or_kind(Kind::Internal, what)?;
+/// A cache entry's folder on a read-only mount that is attached nowhere: it has no `..` to leave by. It keeps the entry from
+/// being removed until the runner has mapped the code and closes it.
+fn read_only_entry(folder: &OwnedFd) -> Result<OwnedFd> {
+    let what = || "mount its code read-only";
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(folder, c"", flags).or_kind(Kind::Internal, what)?;
+    let tree = read_only(tree).or_kind(Kind::Internal, what)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let copy = rustix::fs::openat(tree, c".", flags, Mode::empty()).or_kind(Kind::Internal, what)?;
+    rustix::fs::flock(&copy, FlockOperation::LockShared).or_kind(Kind::Internal, what)?;
+    Ok(copy)
+}
+
+fn read_only(tree: OwnedFd) -> std::result::Result<OwnedFd, Errno> {
     let attr = MountAttr {
         set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
         propagation: libc::MS_PRIVATE,
         ..MountAttr::default()
     };
-    sys::mount_setattr(tree.as_fd(), false, &attr).or_kind(Kind::Internal, what)?;
+    sys::mount_setattr(tree.as_fd(), false, &attr)?;
     Ok(tree)
 }
 
@@ -122,7 +165,9 @@ fn own_binary() -> Result<OwnedFd> {
         return Ok(binary);
     }
     // A server runs from a read-only mount; who else runs containers may not.
-    read_only_copy(&std::fs::read_link("/proc/self/exe").or_kind(Kind::Internal, || "read /proc/self/exe")?)
+    let path = std::fs::read_link("/proc/self/exe").or_kind(Kind::Internal, || "read /proc/self/exe")?;
+    let tree = clone_tree(&path, Recursive::No).and_then(read_only);
+    tree.or_kind(Kind::Internal, || format!("mount {} read-only", path.display()))
 }
 
 /// The runner's configuration where nobody can change it any more.

@@ -5,17 +5,23 @@ use std::net::{IpAddr, SocketAddr};
 use oci_spec::runtime::LinuxResources;
 use runner::{Destination, Host, Network, PROPOSALS, Preopen, Settings};
 
+use super::cache::bound;
 use crate::bundle::Bundle;
 use crate::error::{Result, bail};
 
 /// What begins the names of annotations: the rest is an option's name in small letters, `network` for `WasmNetwork`.
 const PREFIX: &str = "io.containerd.hybrid.wasm.";
 
+/// What begins the names of annotations that give a value of `wasi:config`: the rest is its key.
+const CONFIG: &str = "config.";
+
 /// What the runtime options say of WebAssembly. The default is what holds when they say nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WasmOptions {
     /// Whether programs of WASI 0.3 are run.
     pub(super) wasi03: bool,
+    /// How large the cache of precompiled code may be, in bytes.
+    pub(super) cache_size: Option<u64>,
     pub(super) settings: Settings,
     preopens: Preopens,
 }
@@ -31,7 +37,7 @@ enum Preopens {
 
 impl Default for WasmOptions {
     fn default() -> Self {
-        WasmOptions { wasi03: true, settings: Settings::default(), preopens: Preopens::Listed }
+        WasmOptions { wasi03: true, cache_size: None, settings: Settings::default(), preopens: Preopens::Listed }
     }
 }
 
@@ -46,7 +52,8 @@ struct Key {
 }
 
 /// Without an annotation is what the node's administrator has to answer for.
-const KEYS: [Key; 10] = [
+const KEYS: [Key; 11] = [
+    Key { option: "WasmCacheSize", annotation: None, set: |o, v| size(v).map(|n| o.cache_size = Some(n)) },
     Key {
         option: "WasmCoredump",
         annotation: Some("coredump"),
@@ -115,8 +122,12 @@ impl WasmOptions {
         let mut options = self.clone();
         let annotations = bundle.spec().annotations().iter().flatten();
         for (name, value) in annotations.filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value))) {
+            if let Some(key) = name.strip_prefix(CONFIG).filter(|key| !key.is_empty()) {
+                options.settings.config.insert(key.to_owned(), value.clone());
+                continue;
+            }
             let Some(key) = KEYS.iter().find(|key| key.annotation == Some(name)) else {
-                let known: Vec<&str> = KEYS.iter().filter_map(|key| key.annotation).collect();
+                let known: Vec<&str> = KEYS.iter().filter_map(|key| key.annotation).chain(["config.KEY"]).collect();
                 bail!(InvalidArgument, "annotation {PREFIX}{name}: not known; known: {}", known.join(", "));
             };
             if let Err(wanted) = (key.set)(&mut options, value) {
@@ -149,6 +160,10 @@ fn address(value: &str) -> Result<SocketAddr, String> {
 
 fn number(value: &str, most: u32) -> Result<u32, String> {
     value.parse().ok().filter(|n| (1..=most).contains(n)).ok_or_else(|| format!("a number from 1 to {most}"))
+}
+
+fn size(value: &str) -> Result<u64, String> {
+    bound::parse(value).ok_or_else(|| bound::WANTED.to_owned())
 }
 
 fn flag(value: &str) -> Result<bool, String> {
@@ -333,6 +348,8 @@ mod tests {
         assert_eq!(set("WasmHttpRequests", "7").unwrap().settings.http.requests, Some(7));
         assert!(set("WasmMetricsAddress", "127.0.0.1:9100").unwrap().settings.metrics.is_some());
         assert!(set("WasmPerfMap", "true").unwrap().settings.perf_map);
+        assert_eq!(set("WasmCacheSize", "2Gi").unwrap().cache_size, Some(2 << 30));
+        assert!(refused("WasmCacheSize", "2GB").contains("512Mi"));
     }
 
     #[test]

@@ -7,14 +7,14 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::Command;
 
-use runner::compile::{MAX_CODE, MAX_CPU};
+use runner::compile::{HOST_FAILED, MAX_CODE, MAX_CPU, max_data};
 use runner::{Facts, PRECOMPILER};
 
 use crate::error::{OrKind, Result, bail};
 use crate::{Kind, process};
 
 /// The longest answer that is read, in bytes. (A module can have names of any length.)
-const MAX_ANSWER: u64 = 1 << 20;
+pub(super) const MAX_ANSWER: u64 = 1 << 20;
 
 /// The longest sentence that is passed on, in bytes.
 const MAX_REASON: usize = 1024;
@@ -52,15 +52,33 @@ pub(super) fn precompile(module: OwnedFd, code: File, folder: &Path, proposals: 
     match (output.status.code(), output.status.signal()) {
         (Some(0), _) if length > MAX_ANSWER => bail!(InvalidArgument, "the names of its exports are too long"),
         (Some(0), _) => serde_json::from_slice(&text).or_kind(Kind::Internal, || "the precompiler's answer"),
+        (Some(code), _) if code == i32::from(HOST_FAILED) => {
+            bail!(Unavailable, "it could not be compiled: {}", reason())
+        }
         (Some(1), _) => bail!(InvalidArgument, "{}", reason()),
-        (_, Some(libc::SIGXCPU | libc::SIGKILL)) => {
-            bail!(InvalidArgument, "compiling it takes more than the {MAX_CPU} s that are allowed")
+        (_, Some(libc::SIGXCPU)) => {
+            bail!(InvalidArgument, "compiling it takes more than the {MAX_CPU} s of processor time that are allowed")
         }
         (_, Some(libc::SIGXFSZ)) => {
             bail!(InvalidArgument, "its code is larger than the {MAX_CODE} bytes that are allowed")
         }
+        // The kernel chooses the precompiler first when memory is short.
+        (_, Some(libc::SIGKILL)) => {
+            bail!(Unavailable, "the precompiler was killed: memory of the host or of its cgroup is short")
+        }
+        _ if says_no_memory(&text) => {
+            bail!(InvalidArgument, "compiling it takes more than the {} bytes of memory that are allowed", max_data())
+        }
         _ => bail!(InvalidArgument, "it can't be compiled ({}): {}", output.status, reason()),
     }
+}
+
+/// Whether what the precompiler said before it gave up is that an allocation failed: in Rust's standard library, which aborts
+/// then, or of a thread, which panics.
+fn says_no_memory(text: &[u8]) -> bool {
+    const WORDS: [&str; 3] = ["memory allocation of ", "Cannot allocate memory", "Resource temporarily unavailable"];
+    let text = String::from_utf8_lossy(text);
+    WORDS.iter().any(|word| text.contains(word))
 }
 
 /// Text of the precompiler's for an error and a log: one line, printable, not endless.

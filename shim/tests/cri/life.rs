@@ -1,11 +1,12 @@
 //! Pods, their containers of both kinds, and what the kubelet does with them.
 use crate::api::*;
-use crate::harness::Kind;
 use crate::harness::case::CaseOf;
 use crate::harness::leaks::Process;
+use crate::harness::{Kind, PATIENCE};
 use crate::pod::{Case, Container, Test};
 use anyhow::{Context, Result, ensure};
 use std::fs;
+use std::time::{Duration, Instant};
 
 pub const CASES: &[Case] = &[
     CaseOf::new("a_container_of_a_pod", a_container as _).all(),
@@ -22,6 +23,7 @@ pub const CASES: &[Case] = &[
     CaseOf::new("a_terminal", terminal as _),
     CaseOf::new("the_network_of_the_node", node_network as _).all(),
     CaseOf::new("a_user_namespace", user_namespace as _).all(),
+    CaseOf::new("a_module_that_is_a_layer", module_in_a_layer as _).kinds(&[Kind::Core]),
 ];
 
 fn a_container(test: &Test) -> Result<()> {
@@ -34,6 +36,29 @@ fn a_container(test: &Test) -> Result<()> {
     lines.sort();
     ensure!(lines == ["stderr F err", "stdout F out"], "{lines:?}");
     container.remove()
+}
+
+/// With the config of an ordinary image, which the CRI needs. It knows images by their configs: of several with the same one
+/// it may take any, but says since containerd 2.0 which was asked for.
+fn module_in_a_layer(test: &Test) -> Result<()> {
+    let names: &[&str] = if test.containerd.line == "2.x" { &["pod-layer", "runwasi-layer"] } else { &["pod-layer"] };
+    let pod = test.pod(|_| ())?;
+    for name in names {
+        let image = test.containerd.artifact_in("k8s.io", name)?;
+        let end = Instant::now() + PATIENCE;
+        while !test.client.has_image(&image)? {
+            ensure!(Instant::now() < end, "containerd does not know {image}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let container = pod.create(test.kind, name, &["say", "out\n", ""], |config| {
+            config.image = Some(ImageSpec { image: image.clone(), user_specified_image: image });
+        })?;
+        container.start()?;
+        ensure!(container.ended()?.exit_code == 0, "{name}: {:?}", container.status()?);
+        container.logged("out")?;
+        container.remove()?;
+    }
+    Ok(())
 }
 
 fn exit_code(test: &Test) -> Result<()> {

@@ -113,7 +113,7 @@ impl<'a> Pod<'a> {
         let security = LinuxContainerSecurityContext { namespace_options, ..Default::default() };
         let mut config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.into() }),
-            image: Some(ImageSpec { image: kind.image() }),
+            image: Some(ImageSpec { image: kind.image(), ..Default::default() }),
             command: vec![kind.program().into()],
             args: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             log_path: log.clone(),

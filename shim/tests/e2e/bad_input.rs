@@ -85,6 +85,9 @@ pub const CASES: &[Case] = &[
     Case::new("module_without_entry_point", |test| case_of(test, "/no-entry.wasm", &["_start"])).kinds(WASM),
     Case::new("module_with_an_unknown_import", |test| case_of(test, "/missing-import.wasm", &["env", "not_provided"]))
         .kinds(WASM),
+    Case::new("module_in_text_form", |test| case_of(test, "/text.wasm", &["WebAssembly text"])).kinds(WASM),
+    Case::new("module_with_threads", |test| case_of(test, "/threads.wasm", &["thread-spawn", "wasi-threads"]))
+        .kinds(WASM),
     Case::new("function_missing", |test| case_of(test, "/function.wasm#no_such", &["no_such"])).kinds(WASM),
     Case::new("second_create_of_the_same_id", |test| {
         let running = test.run(&["spin"]).spawn()?;
@@ -130,7 +133,7 @@ pub const CASES: &[Case] = &[
 const WASM: &[Kind] = &[Kind::Core];
 
 /// Fails unless the output refuses with all of `words`; from hybrid one sentence is wanted that names the container.
-fn clear(test: &Test, output: Output, words: &[&str]) -> Result<()> {
+pub fn clear(test: &Test, output: Output, words: &[&str]) -> Result<()> {
     ensure!(output.code != 0, "should have been refused: {output}");
     if test.runtime() == Runtime::Hybrid {
         let output = output.refused(&[&test.id])?;

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod apparmor;
+mod artifacts;
 mod bad_input;
 mod checkpoint;
 mod churn;
@@ -43,6 +44,7 @@ mod namespaces;
 mod net_devices;
 mod oom;
 mod options;
+mod precompile;
 mod process;
 mod protocol;
 mod restart;
@@ -57,7 +59,12 @@ mod telemetry;
 mod terminal;
 mod user_namespace;
 mod wasm;
+mod wasm_bad_input;
+mod wasm_compiling;
+mod wasm_load;
 mod wasm_network;
+mod wasm_policy;
+mod wasm_python;
 mod wasm_service;
 
 use anyhow::Result;
@@ -100,8 +107,15 @@ const THEMES: &[(&str, &[Case])] = &[
     ("user_namespace", user_namespace::CASES),
     ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
+    ("wasm_bad_input", wasm_bad_input::CASES),
+    ("wasm_compiling", wasm_compiling::CASES),
+    ("artifacts", artifacts::CASES),
+    ("precompile", precompile::CASES),
     ("wasm_network", wasm_network::CASES),
+    ("wasm_policy", wasm_policy::CASES),
     ("wasm_service", wasm_service::CASES),
+    ("wasm_load", wasm_load::CASES),
+    ("wasm_python", wasm_python::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
     ("table", table::CASES),

@@ -32,6 +32,15 @@ pub const CASES: &[Case] = &[
         test.run(&["trap"]).output()?.exits(134)?.refused(&["unreachable"]).map(drop)
     })
     .kinds(Kind::WASM),
+    Case::new("configuration_comes_from_annotations", |test| {
+        let annotation = "io.containerd.hybrid.wasm.config.colour=green";
+        for (number, values) in [["colour", "green"].as_slice(), &["shape"]].into_iter().enumerate() {
+            let run = test.run_image("wasm-cases", &[&["/config.wasm"], values].concat());
+            run.id(&test.other(&number.to_string())).flags(&["--annotation", annotation]).done()?;
+        }
+        Ok(())
+    })
+    .kinds(CASE),
     Case::new("computing_ends_by_signal", |test| {
         for (signal, code) in [("TERM", 143), ("INT", 130), ("KILL", 137)] {
             let running = test.run_image("wasm-cases", &["/loop.wasm"]).id(&test.other(signal)).spawn()?;

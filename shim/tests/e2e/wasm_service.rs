@@ -8,7 +8,7 @@ use std::time::Instant;
 
 pub const CASES: &[Case] = &[
     Case::new("requests_are_answered", |test| {
-        let service = Service::start(test, "")?;
+        let service = Service::start(test, &[])?;
         ensure!(service.get("/hello")?.ends_with("\r\n\r\nhello\n"), "no answer");
         let refused = service.exchange(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
         ensure!(refused.starts_with("HTTP/1.1 400 "), "without a host: {refused}");
@@ -16,7 +16,7 @@ pub const CASES: &[Case] = &[
     })
     .kinds(CASE),
     Case::new("requests_of_http_2_are_answered", |test| {
-        let service = Service::start(test, "")?;
+        let service = Service::start(test, &[])?;
         let mut stream = service.connect()?;
         // The preface, empty settings, and a request: GET, http, /, and localhost as the authority (RFC 7541, appendix A).
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
@@ -33,7 +33,7 @@ pub const CASES: &[Case] = &[
     })
     .kinds(CASE),
     Case::new("each_request_has_an_instance", |test| {
-        let service = Service::start(test, "")?;
+        let service = Service::start(test, &[])?;
         for _ in 0..3 {
             ensure!(service.get("/count")?.ends_with("\n1\n"), "an instance was used again");
         }
@@ -41,7 +41,7 @@ pub const CASES: &[Case] = &[
     })
     .kinds(CASE),
     Case::new("instances_are_used_again_when_asked", |test| {
-        let service = Service::start(test, "io.containerd.hybrid.wasm.http-requests=2")?;
+        let service = Service::start(test, &["io.containerd.hybrid.wasm.http-requests=2"])?;
         for count in ["1", "2", "1"] {
             let answer = service.get("/count")?;
             ensure!(answer.ends_with(&format!("\n{count}\n")), "not {count}: {answer}");
@@ -50,7 +50,7 @@ pub const CASES: &[Case] = &[
     })
     .kinds(CASE),
     Case::new("a_trap_is_one_request_s", |test| {
-        let service = Service::start(test, "")?;
+        let service = Service::start(test, &[])?;
         ensure!(service.get("/trap")?.starts_with("HTTP/1.0 500 "), "a trap was answered");
         ensure!(service.get("/")?.ends_with("hello\n"), "the service is gone");
         test.kill(&test.id, "TERM")?;
@@ -62,18 +62,43 @@ pub const CASES: &[Case] = &[
     })
     .kinds(CASE),
     Case::new("a_loop_is_not_waited_for_for_ever", |test| {
-        let service = Service::start(test, "io.containerd.hybrid.wasm.http-drain=1")?;
-        let mut stream = service.connect()?;
-        stream.write_all(b"GET /loop HTTP/1.1\r\nHost: a\r\n\r\n")?;
-        // Others are answered meanwhile.
+        let service = Service::start(test, &["io.containerd.hybrid.wasm.http-drain=1"])?;
+        let _looping = service.begin("/loop")?;
         ensure!(service.get("/")?.ends_with("hello\n"), "no answer");
         service.ends("TERM", 143)
     })
     .kinds(CASE),
+    Case::new("loops_let_others_have_their_turn", |test| {
+        let service = Service::start(test, &[])?;
+        // More than there are threads.
+        let threads = std::thread::available_parallelism()?.get();
+        let looping: Vec<_> = (0..threads + 2).map(|_| service.begin("/loop")).collect::<Result<_>>()?;
+        for _ in 0..3 {
+            ensure!(service.get("/")?.ends_with("hello\n"), "no answer");
+        }
+        drop(looping);
+        service.ends("KILL", 137)
+    })
+    .kinds(CASE),
+    Case::new("a_loop_ends_with_its_client", |test| {
+        let metrics = free()?;
+        let shown = annotation("metrics-address", &metrics.to_string());
+        let service = Service::start(test, &["io.containerd.hybrid.wasm.http-drain=1", &shown])?;
+        let looping = service.begin("/loop")?;
+        let deadline = Instant::now() + PATIENCE;
+        while !figures(metrics)?.contains("requests_in_flight 1\n") {
+            ensure!(Instant::now() < deadline, "the request has not arrived");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        drop(looping);
+        // Without this the service would end with 143, as above.
+        service.running.wait_for_error("clients that are gone")?;
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
     Case::new("a_second_signal_ends_it_at_once", |test| {
-        let service = Service::start(test, "io.containerd.hybrid.wasm.http-drain=3600")?;
-        let mut stream = service.connect()?;
-        stream.write_all(b"GET /loop HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        let service = Service::start(test, &["io.containerd.hybrid.wasm.http-drain=3600"])?;
+        let _looping = service.begin("/loop")?;
         ensure!(service.get("/")?.ends_with("hello\n"), "no answer");
         test.kill(&test.id, "TERM")?;
         // It takes no more connections: so it has heard.
@@ -82,7 +107,7 @@ pub const CASES: &[Case] = &[
     })
     .kinds(CASE),
     Case::new("connections_that_say_nothing_are_not_waited_for", |test| {
-        let service = Service::start(test, "")?;
+        let service = Service::start(test, &[])?;
         let (_silent, mut kept) = (service.connect()?, service.connect()?);
         kept.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
         let mut head = [0; 12];
@@ -113,31 +138,55 @@ pub const CASES: &[Case] = &[
     .kinds(CASE),
     Case::new("figures_of_a_service", |test| {
         let metrics = free()?;
-        let service = Service::start(test, &annotation("metrics-address", &metrics.to_string()))?;
+        let service = Service::start(test, &[&annotation("metrics-address", &metrics.to_string())])?;
         service.get("/")?;
         service.get("/trap")?;
-        let text = exchange(&mut connect(metrics)?, b"GET /metrics HTTP/1.1\r\n\r\n")?;
+        let text = figures(metrics)?;
         for line in ["responses_total{code=\"2xx\"} 1\n", "responses_total{code=\"5xx\"} 1\n", "traps_total 1\n"] {
             ensure!(text.contains(&format!("hybrid_wasm_{line}")), "no {line}: {text}");
         }
         service.ends("TERM", 0)
     })
     .kinds(CASE),
+    Case::new("of_wasi_0_3", |test| {
+        let service = Service::start_of(test, "/handler.wasm", &[])?;
+        // The target is whole, though HTTP/1 has the host elsewhere.
+        ensure!(service.get("/a/b?c=1")?.ends_with("\r\n\r\nlocalhost/a/b?c=1\n"), "no answer");
+        // An instance that had nothing to do for a second is gone, which on a busy machine can be any.
+        let deadline = Instant::now() + PATIENCE;
+        while !service.get("/count")?.ends_with("\n2\n") {
+            ensure!(Instant::now() < deadline, "no instance is used again");
+        }
+        ensure!(service.get("/trap")?.starts_with("HTTP/1.0 500 "), "a trap was answered");
+        ensure!(service.get("/count")?.ends_with("\n1\n"), "an instance that trapped is used again");
+        let refused = service.exchange(b"GET / HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n")?;
+        ensure!(refused.starts_with("HTTP/1.1 400 "), "with a wrong host: {refused}");
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+    Case::new("wasi_0_3_is_used_once_when_asked", |test| {
+        let service = Service::start_of(test, "/handler.wasm", &["io.containerd.hybrid.wasm.http-requests=1"])?;
+        for _ in 0..3 {
+            ensure!(service.get("/count")?.ends_with("\n1\n"), "an instance was used again");
+        }
+        service.ends("INT", 0)
+    })
+    .kinds(CASE),
 ];
 
 const CASE: &[Kind] = &[Kind::Core];
 
-fn annotation(name: &str, value: &str) -> String {
+pub fn annotation(name: &str, value: &str) -> String {
     format!("io.containerd.hybrid.wasm.{name}={value}")
 }
 
 /// An address that nobody listens on.
-fn free() -> Result<SocketAddr> {
+pub fn free() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// Connects as soon as somebody listens.
-fn connect(address: SocketAddr) -> Result<TcpStream> {
+pub fn connect(address: SocketAddr) -> Result<TcpStream> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match TcpStream::connect(address) {
@@ -154,34 +203,44 @@ fn connect(address: SocketAddr) -> Result<TcpStream> {
 }
 
 /// Sends a request and reads to the end of the connection.
-fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
+pub fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
     stream.write_all(request)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("reading the answer")?;
     Ok(answer)
 }
 
+/// The figures that are shown at an address.
+pub fn figures(address: SocketAddr) -> Result<String> {
+    exchange(&mut connect(address)?, b"GET /metrics HTTP/1.1\r\n\r\n")
+}
+
 /// A service in a container that has the test's network.
-struct Service<'a> {
+pub struct Service<'a> {
     test: &'a Test<'a>,
-    id: String,
-    address: SocketAddr,
+    pub id: String,
+    pub address: SocketAddr,
     running: Running,
 }
 
 impl<'a> Service<'a> {
-    /// Starts one, with another annotation if it is not empty.
-    fn start(test: &'a Test<'a>, other: &str) -> Result<Service<'a>> {
+    /// Starts that of WASI 0.2, with further annotations.
+    pub fn start(test: &'a Test<'a>, others: &[&str]) -> Result<Service<'a>> {
+        Service::start_of(test, "/service.wasm", others)
+    }
+
+    /// Starts another.
+    fn start_of(test: &'a Test<'a>, module: &str, others: &[&str]) -> Result<Service<'a>> {
         let address = free()?;
         let annotation = annotation("http-address", &address.to_string());
-        let run = test.run_image("wasm-cases", &["/service.wasm"]).flags(&["--net-host", "--annotation", &annotation]);
-        let run = if other.is_empty() { run } else { run.flags(&["--annotation", other]) };
+        let run = test.run_image("wasm-cases", &[module]).flags(&["--net-host", "--annotation", &annotation]);
+        let run = others.iter().fold(run, |run, other| run.flags(&["--annotation", other]));
         let service = Service { test, id: test.id.clone(), address, running: run.spawn()? };
         drop(service.connect()?);
         Ok(service)
     }
 
-    fn connect(&self) -> Result<TcpStream> {
+    pub fn connect(&self) -> Result<TcpStream> {
         connect(self.address)
     }
 
@@ -189,13 +248,20 @@ impl<'a> Service<'a> {
         exchange(&mut self.connect()?, request)
     }
 
-    fn get(&self, path: &str) -> Result<String> {
+    pub fn get(&self, path: &str) -> Result<String> {
         // Of version 1.0, so that the answer comes in one piece and ends with the connection.
         self.exchange(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())
     }
 
+    /// A connection with a request on it that is not waited for.
+    fn begin(&self, path: &str) -> Result<TcpStream> {
+        let mut stream = self.connect()?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())?;
+        Ok(stream)
+    }
+
     /// Waits until it takes no connections any more.
-    fn stops_listening(&self) -> Result<()> {
+    pub fn stops_listening(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(self.address).is_ok() {
             ensure!(Instant::now() < deadline, "it still listens");
@@ -205,8 +271,13 @@ impl<'a> Service<'a> {
     }
 
     /// Sends a signal, and expects it to end.
-    fn ends(self, signal: &str, code: i32) -> Result<()> {
+    pub fn ends(self, signal: &str, code: i32) -> Result<()> {
         self.test.kill(&self.id, signal)?;
+        self.ended(code)
+    }
+
+    /// Expects it to end.
+    pub fn ended(self, code: i32) -> Result<()> {
         self.running.finish()?.exits(code).map(drop)
     }
 }

@@ -5,6 +5,7 @@
 //! SIGTERM, SIGINT: no new connections; what is being answered is waited for; then 0. A second one ends it at once.
 //! ```
 
+mod activity;
 mod answer;
 mod connection;
 mod pool;
@@ -18,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Engine, PoolingAllocationConfig};
 
+use self::activity::Activity;
 use self::answer::Answerer;
 use self::pool::Pool;
 use crate::limits::Budget;
@@ -31,6 +33,15 @@ const MAX_REQUESTS: usize = 256;
 
 /// How many connections there may be at once; others wait in the kernel.
 const MAX_CONNECTIONS: usize = 1000;
+
+/// How many times guests and connections have their turn on a thread until it looks for what came in. tokio's own number
+/// is for tasks that are over at once; here each may take a slice of time.
+const TURNS: u32 = 8;
+
+/// The threads of a service: as many as there are processors for the container.
+pub(super) fn threads() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().event_interval(TURNS).enable_all().build()
+}
 
 /// Makes instances cheap: their memory, tables and stacks are slots of a pool, which are used again.
 pub(super) fn pooling(config: &mut Config) {
@@ -64,9 +75,9 @@ pub(super) async fn run(
     component::link(&mut linker, config.imports)?;
     let instance = linker.instantiate_pre(component)?;
     let metrics = traps.metrics.clone();
-    let pool = Pool::new(instance, entry, config.settings.http.requests, source, budget, traps)?;
-    let quiet = pool.quiet();
-    let answerer = Answerer::new(pool, config.name.clone(), metrics);
+    let activity = Activity::new(engine)?;
+    let pool = Pool::new(instance, entry, config, source, budget, traps, activity.clone())?;
+    let answerer = Answerer::new(pool, config.name.clone(), metrics, activity.clone());
 
     let drain = config.settings.http.drain.unwrap_or(HTTP_DRAIN);
     let told = Receiver::from_owned_fd(sys::tell_of_signals(&[libc::SIGTERM, libc::SIGINT], drain)?)?;
@@ -104,7 +115,7 @@ pub(super) async fn run(
     let _ = ending.send(true);
     // All places are free when there is no connection left.
     let _ = room.acquire_many(MAX_CONNECTIONS as u32).await;
-    quiet.wait().await;
+    activity.end().await;
     Ok(0)
 }
 

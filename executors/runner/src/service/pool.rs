@@ -2,12 +2,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
 use wasmtime::component::{GuestTaskId, InstancePre};
 use wasmtime::{Store, StoreContextMut};
 use wasmtime_wasi_http::WasiHttpView;
@@ -16,11 +15,13 @@ use wasmtime_wasi_http::handler::{
 };
 use wasmtime_wasi_http::{p2, p3};
 
-use crate::Entry;
+use super::activity::{Active, Activity};
+use super::answer::Waiting;
 use crate::component::State;
 use crate::limits::{Budget, Limits};
 use crate::trap::Traps;
 use crate::wasi::Source;
+use crate::{Entry, HTTP_DRAIN, RunnerConfig};
 
 /// How long an instance waits for another request.
 const IDLE: Duration = Duration::from_secs(1);
@@ -31,33 +32,33 @@ pub(super) struct Pool {
     /// How many requests one answers in its life, and how many of them at once.
     requests: usize,
     at_once: usize,
+    /// How long it may go on with requests that nobody waits for.
+    unwanted: Duration,
     source: Source,
     budget: Arc<Budget>,
     traps: Arc<Traps>,
-    quiet: Quiet,
+    activity: Activity,
 }
 
 impl Pool {
     pub fn new(
         instance: InstancePre<State>,
         entry: Entry,
-        requests: Option<u32>,
+        config: &RunnerConfig,
         source: Source,
         budget: Arc<Budget>,
         traps: Traps,
+        activity: Activity,
     ) -> wasmtime::Result<Pool> {
         // Wasmtime's own numbers. With WASI 0.2 instances have always been new for each request, and guests rely on it.
         let (instance, default, at_once) = match entry {
             Entry::Handler03 => (ProxyPre::P3(p3::bindings::ServicePre::new(instance)?), 128, 16),
             _ => (ProxyPre::P2(p2::bindings::ProxyPre::new(instance)?), 1, 1),
         };
-        let requests = requests.unwrap_or(default) as usize;
-        Ok(Pool { instance, requests, at_once, source, budget, traps: Arc::new(traps), quiet: Quiet::default() })
-    }
-
-    /// What knows when no instance has anything to do.
-    pub fn quiet(&self) -> Quiet {
-        self.quiet.clone()
+        let http = &config.settings.http;
+        let requests = http.requests.unwrap_or(default) as usize;
+        let unwanted = Duration::from_secs(http.drain.unwrap_or(HTTP_DRAIN).max(1).into());
+        Ok(Pool { instance, requests, at_once, unwanted, source, budget, traps: Arc::new(traps), activity })
     }
 }
 
@@ -68,18 +69,24 @@ impl HandlerState for Pool {
 
     async fn instantiate(&self) -> wasmtime::Result<Instance<State, Expiration, Worker>> {
         let wasi = self.source.context()?.build();
-        let state = State::new(wasi, self.source.policy.clone(), Limits::new(&self.budget));
+        let state = State::new(wasi, &self.source, Limits::new(&self.budget));
         let mut store = Store::new(self.engine(), state);
         store.limiter(|state| &mut state.limits);
+        // At each tick of the clock others have the thread.
+        store.epoch_deadline_async_yield_and_update(1);
+        store.set_epoch_deadline(1);
         let proxy = self.instance.instantiate_async(&mut store).await?;
-        let clock = Box::pin(tokio::time::sleep(IDLE));
-        Ok(Instance {
-            store,
-            proxy,
-            view: WasiHttpView::http,
-            expiration: Expiration { clock, busy: None, quiet: self.quiet.clone() },
-            state: Worker { requests: self.requests, at_once: self.at_once, traps: self.traps.clone() },
-        })
+        let taken = Arc::new(Taken::default());
+        let expiration = Expiration {
+            clock: Box::pin(tokio::time::sleep(IDLE)),
+            unwanted_since: None,
+            active: None,
+            activity: self.activity.clone(),
+            unwanted: self.unwanted,
+            taken: taken.clone(),
+        };
+        let state = Worker { requests: self.requests, at_once: self.at_once, taken, traps: self.traps.clone() };
+        Ok(Instance { store, proxy, view: WasiHttpView::http, expiration, state })
     }
 }
 
@@ -92,27 +99,73 @@ impl Pool {
     }
 }
 
-/// When an instance goes: after a while without requests. One that computes is not asked.
+/// The requests that an instance has taken on.
+#[derive(Default)]
+struct Taken {
+    requests: Mutex<Vec<Waiting>>,
+    /// Whether it is ended because nobody waits for any of them.
+    given_up: AtomicBool,
+}
+
+impl Taken {
+    fn requests(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, request: Waiting) {
+        let mut requests = self.requests();
+        requests.retain(Waiting::is_wanted);
+        requests.push(request);
+    }
+
+    /// Whether anybody waits for one of them.
+    fn any_wanted(&self) -> bool {
+        self.requests().iter().any(Waiting::is_wanted)
+    }
+}
+
+/// When an instance goes: after a while without requests, or when it doesn't come to an end with those that nobody waits
+/// for any more.
 pub(super) struct Expiration {
     clock: Pin<Box<tokio::time::Sleep>>,
-    busy: Option<Busy>,
-    quiet: Quiet,
+    /// Since when nobody has been seen to wait for its answers.
+    unwanted_since: Option<Instant>,
+    active: Option<Active>,
+    activity: Activity,
+    unwanted: Duration,
+    taken: Arc<Taken>,
 }
 
 impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
-        if status != WorkerStatus::Idle {
-            if self.busy.is_none() {
-                self.busy = Some(self.quiet.busy());
+        if status == WorkerStatus::Idle {
+            self.active = None;
+            let deadline = (start + IDLE).into();
+            if self.clock.deadline() != deadline {
+                self.clock.as_mut().reset(deadline);
             }
+            return self.clock.as_mut().poll(cx);
+        }
+        if self.active.is_none() {
+            self.active = Some(self.activity.begin());
+        }
+        // A response that is out may leave work behind, which is the guest's own affair.
+        if status == WorkerStatus::PostReturn {
             return Poll::Pending;
         }
-        self.busy = None;
-        let deadline = (start + IDLE).into();
-        if self.clock.deadline() != deadline {
-            self.clock.as_mut().reset(deadline);
+        loop {
+            let now = Instant::now();
+            if self.taken.any_wanted() {
+                self.unwanted_since = None;
+            } else if *self.unwanted_since.get_or_insert(now) + self.unwanted <= now {
+                self.taken.given_up.store(true, Relaxed);
+                return Poll::Ready(());
+            }
+            // Nobody tells when a client is gone: so this looks again from time to time.
+            ready!(self.clock.as_mut().poll(cx));
+            let again = self.unwanted_since.unwrap_or(now) + self.unwanted;
+            self.clock.as_mut().reset(again.into());
         }
-        self.clock.as_mut().poll(cx)
     }
 }
 
@@ -120,12 +173,13 @@ impl WorkerExpiration for Expiration {
 pub(super) struct Worker {
     requests: usize,
     at_once: usize,
+    taken: Arc<Taken>,
     traps: Arc<Traps>,
 }
 
 impl WorkerState for Worker {
     type StoreData = State;
-    type RequestData = ();
+    type RequestData = Waiting;
 
     fn should_accept_request(&self, at_once: usize, total: usize) -> ShouldAccept {
         if total >= self.requests {
@@ -140,49 +194,24 @@ impl WorkerState for Worker {
     fn on_request_start(
         &self,
         _store: StoreContextMut<'_, State>,
-        _data: (),
+        request: Waiting,
         _task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        self.taken.add(request);
         // A request may take as long as its client waits.
         Box::pin(std::future::pending())
     }
 
     fn drop(&self, mut store: Store<State>, result: Result<(), wasmtime::Error>) {
-        if let Err(error) = result {
-            self.traps.tell(&mut store, &error);
-        }
-    }
-}
-
-/// Counts the instances that have something to do.
-#[derive(Clone, Default)]
-pub(super) struct Quiet(Arc<(AtomicUsize, Notify)>);
-
-/// One of them.
-struct Busy(Quiet);
-
-impl Quiet {
-    fn busy(&self) -> Busy {
-        self.0.0.fetch_add(1, Ordering::SeqCst);
-        Busy(self.clone())
-    }
-
-    /// Waits until there is none.
-    pub async fn wait(&self) {
-        loop {
-            let changed = self.0.1.notified();
-            if self.0.0.load(Ordering::SeqCst) == 0 {
-                return;
+        match result {
+            Err(_) if self.taken.given_up.load(Relaxed) => {
+                eprintln!(
+                    "hybrid: {}: an instance is ended that went on with requests of clients that are gone",
+                    self.traps.name
+                );
             }
-            changed.await;
+            Err(error) => drop(self.traps.tell(&mut store, &error)),
+            Ok(()) => {}
         }
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        let Quiet(shared) = &self.0;
-        shared.0.fetch_sub(1, Ordering::SeqCst);
-        shared.1.notify_waiters();
     }
 }

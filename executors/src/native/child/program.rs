@@ -1,7 +1,7 @@
 //! The last step: the program is found, and executed.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::AsFd;
 
 use rustix::fs::FileType;
 use rustix::io::{Errno, Result};
@@ -54,12 +54,11 @@ impl Context<'_> {
         };
         // What the plan passes was opened above the numbers it is passed as, so nothing is overwritten; the guest's root
         // comes last.
-        let mut number: RawFd = 3;
-        for descriptor in pass.iter().map(AsFd::as_fd).chain(self.guest_root) {
+        let descriptors = pass.iter().map(AsFd::as_fd).chain(self.guest_root);
+        for (number, descriptor) in (3..).zip(descriptors) {
             if let Err(errno) = sys::dup2(descriptor, number) {
                 return errno;
             }
-            number += 1;
         }
         sys::fexecve(file.as_fd(), &plan.argv, &plan.envp)
     }

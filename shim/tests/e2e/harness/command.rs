@@ -2,11 +2,13 @@
 use super::PATIENCE;
 use super::stream::{Stream, end_of};
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fmt;
 use std::io::Write;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 /// What a program printed and how it ended.
 pub struct Output {
@@ -109,6 +111,11 @@ impl Running {
         self.stdout.wait_for(text).with_context(|| format!("{}\n--- stderr\n{}", self.what, self.stderr.text()))
     }
 
+    /// Waits until the program has printed `text` on stderr.
+    pub fn wait_for_error(&self, text: &str) -> Result<()> {
+        self.stderr.wait_for(text).with_context(|| format!("{}\n--- stdout\n{}", self.what, self.stdout.text()))
+    }
+
     /// What the program has printed on stdout so far.
     pub fn text(&self) -> String {
         self.stdout.text()
@@ -119,22 +126,30 @@ impl Running {
         self.stdout.to_end().map(drop).with_context(|| self.what.clone())
     }
 
+    /// Sends the program a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.pid as i32).context("a pid is positive")?;
+        kill_process(pid, signal).with_context(|| self.what.clone())
+    }
+
     /// Ends the program with SIGKILL, and waits for its end.
     pub fn kill(self) -> Result<()> {
-        let pid = rustix::process::Pid::from_raw(self.pid as i32).context("a pid is positive")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).with_context(|| self.what.clone())?;
+        self.signal(Signal::KILL)?;
         self.ended.recv_timeout(PATIENCE).with_context(|| self.what.clone())?.map(drop).context("waiting for it")
     }
 
     /// Ends stdin and waits for the program to end by itself.
-    pub fn finish(mut self) -> Result<Output> {
+    pub fn finish(self) -> Result<Output> {
+        self.finish_within(PATIENCE)
+    }
+
+    /// The same for one that may take longer.
+    pub fn finish_within(mut self, patience: Duration) -> Result<Output> {
         self.close_stdin();
-        let Ok(status) = self.ended.recv_timeout(PATIENCE) else {
+        let Ok(status) = self.ended.recv_timeout(patience) else {
             let (stdout, stderr) = (self.stdout.text(), self.stderr.text());
-            if let Some(pid) = rustix::process::Pid::from_raw(self.pid as i32) {
-                // Not reaped yet, so the pid is still its own; gone in between is as good.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
+            // Not reaped yet, so the pid is still its own; gone in between is as good.
+            let _ = self.signal(Signal::KILL);
             bail!("{} did not end\n--- stdout\n{stdout}--- stderr\n{stderr}", self.what);
         };
         let status = status.with_context(|| format!("waiting for {}", self.what))?;

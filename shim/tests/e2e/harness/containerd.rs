@@ -63,6 +63,8 @@ pub struct Containerd {
     names: AtomicU64,
     logger: Built,
     hook: Built,
+    /// Whether the artifacts were imported.
+    pub(super) artifacts: OnceLock<Result<(), String>>,
 }
 
 impl Containerd {
@@ -171,7 +173,13 @@ impl Containerd {
             names: AtomicU64::new(0),
             logger: OnceLock::new(),
             hook: OnceLock::new(),
+            artifacts: OnceLock::new(),
         })
+    }
+
+    /// Where all it writes lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The folder with its programs.

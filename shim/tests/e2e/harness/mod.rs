@@ -1,4 +1,5 @@
 //! What the tests stand on: a private containerd of each release line, `ctr`, and the search for what was left behind.
+pub mod artifacts;
 pub mod case;
 pub mod collector;
 pub mod command;
@@ -7,6 +8,7 @@ pub mod direct;
 pub mod events;
 pub mod exec;
 pub mod fifos;
+pub mod grpc;
 pub mod hooks;
 pub mod host;
 pub mod isolated;

@@ -9,9 +9,14 @@
 //! - `exec`: a further process in a running container: Exec, Start, Wait, Delete, with fifos for its streams.
 //! - `seccomp`: a further container in a pod, without and with containerd's default seccomp profile: Create, Start, Wait,
 //!   Delete.
+//! - `modules`: the shim's part of a life for modules of several sizes, compiled before (`warm`) or not yet (`cold`).
+//!   `HYBRID_BENCH_MODULE` adds one more, which is run with `--version`.
 #![forbid(unsafe_code)]
 
-#[path = "../tests/e2e/harness/mod.rs"]
+mod modules;
+mod turns;
+
+#[path = "../../tests/e2e/harness/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use the rest")]
 mod harness;
 
@@ -22,6 +27,7 @@ use harness::task::Task;
 use harness::{Containerd, Kind, Run, Runtime, isolated, leaks};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use turns::{median, take_turns};
 
 /// What takes turns; the first is what the others are compared with.
 const CONTENDERS: [(&str, Runtime, Kind); 4] = [
@@ -57,42 +63,25 @@ fn main() -> Result<()> {
         tasks.into_iter().try_for_each(Task::end)?;
         println!("containerd {line}, seccomp: median of {rounds} containers in a pod, taking turns");
         seccomp(&containerd, rounds)?;
+        println!("containerd {line}, modules: median of {rounds} lives, taking turns");
+        modules::measure(&containerd, rounds)?;
         containerd.stop()?;
     }
     leaks::remove_namespace_cgroups()
 }
 
-/// Times `life`, which is told whose turn it is and which round.
+/// Times `life` for each of [`CONTENDERS`]; it is told whose turn it is and which round.
 fn measure(rounds: usize, life: impl Fn(usize, usize) -> Result<Duration>) -> Result<()> {
-    let mut times: [Vec<Duration>; CONTENDERS.len()] = Default::default();
-    // The first round warms caches, precompiled code among them, and is not counted.
-    for round in 0..=rounds {
-        for (index, (contender, ..)) in CONTENDERS.iter().enumerate() {
-            let time = life(index, round).with_context(|| format!("{contender}, round {round}"))?;
-            if round > 0 {
-                times[index].push(time);
-            }
-        }
-    }
-    let medians = times.map(|mut times| {
-        times.sort();
-        (times[times.len() / 2], times[times.len() * 9 / 10])
-    });
-    let base = medians[0].0.as_secs_f64();
-    for ((contender, ..), (median, ninth)) in CONTENDERS.iter().zip(medians) {
-        println!(
-            "  {contender:<20} {:8.2} ms   p90 {:8.2} ms   {:.3} of runc's",
-            median.as_secs_f64() * 1e3,
-            ninth.as_secs_f64() * 1e3,
-            median.as_secs_f64() / base
-        );
-    }
-    Ok(())
+    take_turns(rounds, &CONTENDERS.map(|(name, ..)| name), life)
 }
 
 fn shim(containerd: &Containerd, runtime: Runtime, kind: Kind, id: &str) -> Result<Duration> {
-    let spec = Spec::default(containerd, kind, id, &["exit", "0"])?;
-    let direct = Direct::new(containerd, runtime, id)?.config(&spec)?;
+    life_of(containerd, runtime, &Spec::default(containerd, kind, id, &["exit", "0"])?, id)
+}
+
+/// The shim's part of a container's life.
+fn life_of(containerd: &Containerd, runtime: Runtime, spec: &Spec, id: &str) -> Result<Duration> {
+    let direct = Direct::new(containerd, runtime, id)?.config(spec)?;
     let start = Instant::now();
     let server = direct.start()?;
     server.create().context("Create")?;
@@ -174,10 +163,7 @@ fn seccomp(containerd: &Containerd, rounds: usize) -> Result<()> {
         }
     }
     pod.end()?;
-    let [without, with] = times.map(|mut times| {
-        times.sort();
-        times[times.len() / 2].as_secs_f64() * 1e3
-    });
+    let [without, with] = times.map(|times| median(times).as_secs_f64() * 1e3);
     let first = first.as_secs_f64() * 1e3;
     println!(
         "  without {without:.2} ms   with {with:.2} ms, {:.2} ms more   its first use {first:.2} ms",

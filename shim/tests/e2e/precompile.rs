@@ -1,0 +1,172 @@
+//! `precompile`: what it has compiled is what containers are started from.
+use crate::artifacts;
+use crate::harness::command::{Output, Running, output};
+use crate::harness::{Case, Kind, NAMESPACE, PATIENCE, Test};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use serde_json::json;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+pub const CASES: &[Case] = &[
+    Case::new("a_file", |test| {
+        let folder = test.containerd.fresh_path("modules");
+        fs::create_dir(&folder).context("making a folder")?;
+        let file = folder.join("file.wasm");
+        fs::write(&file, test_images::labelled("ahead of time, from a file")?).context("writing a module")?;
+        let output = precompile(test, &[&file.display().to_string()])?.exits(0)?;
+        let kept = Kept::of(&output, &file.display().to_string())?;
+        let spec = test.spec(&[])?.set("/process/args", json!(["/file.wasm"]))?.set("/root/path", json!(folder))?;
+        spec.run()?.done()?;
+        kept.unchanged()?;
+        fs::remove_dir_all(&folder).context("removing the folder")
+    })
+    .kinds(CORE),
+    Case::new("a_layer", |test| {
+        let image = test.containerd.artifact("ahead-layer")?;
+        let kept = Kept::of(&of_images(test, &[&image])?.exits(0)?, "ahead.wasm")?;
+        // It is not even read: the code is found by the layer's digest.
+        let layer = test.containerd.layer("ahead-layer")?;
+        test.ctr(["content", "rm", &layer]).done()?;
+        artifacts::run(test, "ahead-layer", &["/ahead.wasm"])?.exits(0)?;
+        kept.unchanged()
+    })
+    .kinds(CORE),
+    Case::new("an_entrypoint", |test| {
+        let image = import(test, "ahead-file")?;
+        let kept = Kept::of(&of_images(test, &[&image])?.exits(0)?, "/ahead.wasm")?;
+        test.run_image("ahead-file", &[]).done()?;
+        kept.unchanged()?;
+        // Those of other tests come and go.
+        let end = Instant::now() + PATIENCE / 4;
+        loop {
+            let views = test.ctr(["snapshots", "list"]).done()?;
+            if !views.stdout.contains("hybrid-precompile") {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "a view was left: {views}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    })
+    .kinds(CORE),
+    Case::new("an_image_without_webassembly_has_none", |test| {
+        let output = of_images(test, &["localhost/hybrid/linux:latest"])?.exits(0)?;
+        ensure!(output.stdout.is_empty(), "{output}");
+        Ok(())
+    })
+    .kinds(CORE),
+    Case::new("what_is_wrong_is_said", |test| {
+        let file = test.containerd.fresh_path("no-module");
+        fs::write(&file, "no module").context("writing a file")?;
+        let name = file.display().to_string();
+        let image = test.containerd.artifact("not-wasm")?;
+        for (result, words) in [
+            (precompile(test, &[&name])?, &[name.as_str()][..]),
+            (precompile(test, &["/missing.wasm"])?, &["/missing.wasm"]),
+            (of_images(test, &["localhost/missing:latest", &image])?, &["localhost/missing:latest", "not-wasm"]),
+            (precompile(test, &["--image", "--address", "/missing.sock", "i"])?, &["/missing.sock"]),
+        ] {
+            ensure!(result.code == 1, "{result}");
+            result.refused(words)?;
+        }
+        let usage = precompile(test, &["--no-such-option"])?.exits(2)?.refused(&["--no-such-option", "Usage:"])?;
+        ensure!(usage.stdout.is_empty(), "{usage}");
+        ensure!(precompile(test, &["--help"])?.exits(0)?.stdout.starts_with("Usage:"), "no usage");
+        fs::remove_file(&file).context("removing a file")
+    })
+    .kinds(CORE),
+    Case::new("what_is_pulled", |test| {
+        let image = test.containerd.artifact("watched-layer")?;
+        let mut command = command(test);
+        let address = test.containerd.address().display().to_string();
+        let watch = Running::spawn(command.args(["--watch", "--namespace", NAMESPACE, "--address", &address]))?;
+        // Nothing says when containerd has begun to send events, so images are made until one is seen.
+        let end = Instant::now() + PATIENCE / 4;
+        for number in 0.. {
+            let tag = format!("localhost/watched:{}-{number}", test.id);
+            test.ctr(["image", "tag", &image, &tag]).done()?;
+            if watch.text().contains("watched.wasm") {
+                break;
+            }
+            if Instant::now() > end {
+                // It may have ended before.
+                let _ = watch.signal(Signal::TERM);
+                bail!("nothing was precompiled: {}", watch.finish()?);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // An ordinary image, which is there before its layers are unpacked.
+        import(test, "watched-file")?;
+        watch.wait_for("/watched.wasm ")?;
+        let line = watch.text().lines().find(|line| line.contains("/watched.wasm ")).map(str::to_owned);
+        let kept = Kept::at(line.context("a line")?.split(' ').next_back().context("a folder")?)?;
+        test.run_image("watched-file", &[]).done()?;
+        kept.unchanged()?;
+        watch.signal(Signal::TERM)?;
+        watch.finish()?.exits(0).map(drop)
+    })
+    .kinds(CORE),
+];
+
+const CORE: &[Kind] = &[Kind::Core];
+
+fn command(test: &Test) -> Command {
+    let mut command = Command::new(test.containerd.shim(test.runtime()));
+    command.arg("precompile").env("HYBRID_WASM_CACHE", test.containerd.wasm_cache());
+    command
+}
+
+fn precompile(test: &Test, arguments: &[&str]) -> Result<Output> {
+    output(command(test).args(arguments), b"")
+}
+
+fn of_images(test: &Test, images: &[&str]) -> Result<Output> {
+    let address = test.containerd.address().display().to_string();
+    let arguments = ["--namespace", NAMESPACE, "--address", &address, "--image"];
+    precompile(test, &[&arguments[..], images].concat())
+}
+
+/// Imports an image of `test_images` that no other test has run, and returns its reference.
+fn import(test: &Test, name: &str) -> Result<String> {
+    let images = test_images::ahead_of_time()?;
+    let image = images.iter().find(|image| image.name() == name).with_context(|| format!("no image {name}"))?;
+    let archive = image.save(test.containerd.folder())?;
+    test.ctr(["image", "import"]).arg(archive).done()?;
+    Ok(image.reference())
+}
+
+/// An entry of the cache, as it was when it was made.
+struct Kept {
+    code: PathBuf,
+    made: (u64, i64, i64),
+}
+
+impl Kept {
+    /// From the line about this module.
+    fn of(output: &Output, module: &str) -> Result<Kept> {
+        let mut lines = output.stdout.lines().map(|line| line.split_once(' '));
+        let found = lines.find_map(|line| line.filter(|(name, _)| *name == module).map(|(_, folder)| folder));
+        Kept::at(found.with_context(|| format!("no line about {module}: {output}"))?)
+    }
+
+    fn at(folder: &str) -> Result<Kept> {
+        let code = Path::new(folder).join("code");
+        let made = Kept::look(&code)?;
+        Ok(Kept { code, made })
+    }
+
+    /// Its file and when it was written.
+    fn look(code: &Path) -> Result<(u64, i64, i64)> {
+        let metadata = fs::metadata(code).with_context(|| format!("looking at {}", code.display()))?;
+        Ok((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
+    }
+
+    fn unchanged(&self) -> Result<()> {
+        let now = Kept::look(&self.code)?;
+        ensure!(now == self.made, "{} was made again", self.code.display());
+        Ok(())
+    }
+}
