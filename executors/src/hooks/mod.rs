@@ -28,6 +28,7 @@ use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{Error, OrKind, Result, bail};
 use crate::features::OCI_VERSIONS;
+use crate::native::environment::last_of_each;
 use crate::native::hook::{before_pivot, of_container, of_runtime};
 use crate::native::join::Joining;
 use crate::process::{Process, Starter};
@@ -126,6 +127,8 @@ pub(crate) struct Hooks {
     bundle: PathBuf,
     rootfs: PathBuf,
     annotations: HashMap<String, String>,
+    /// The container's own environment, for startContainer hooks without one.
+    environment: Vec<String>,
 }
 
 /// A container's first process, and what others need to be beside it.
@@ -149,6 +152,10 @@ impl Hooks {
             bundle: bundle.path().to_owned(),
             rootfs: bundle.root(),
             annotations: bundle.spec().annotations().clone().unwrap_or_default(),
+            environment: match Turn::StartContainer.hooks(spec) {
+                [] => Vec::new(),
+                _ => last_of_each(bundle.process().env().as_deref().unwrap_or_default()),
+            },
         }))
     }
 
@@ -180,7 +187,8 @@ impl Hooks {
         let mut before = Vec::new();
         for (name, hook) in self.named(Turn::StartContainer) {
             let state = self.state(Turn::StartContainer, Some(pid_in_container(beside.pid)?))?;
-            let compile = |streams| of_container(hook, beside.joining, beside.pidfd, beside.cgroup, streams);
+            let compile =
+                |streams| of_container(hook, &self.environment, beside.joining, beside.pidfd, beside.cgroup, streams);
             before.push(Prepared::new(name, hook, &state, place(beside)?, compile)?);
         }
         let pidfd = duplicate(beside.pidfd)?;
@@ -373,6 +381,7 @@ mod tests {
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
             annotations: HashMap::from([("a.b".to_owned(), "c".to_owned())]),
+            environment: Vec::new(),
         };
         let state =
             |hooks: &Hooks, turn, pid| -> Value { serde_json::from_slice(&hooks.state(turn, pid).unwrap()).unwrap() };

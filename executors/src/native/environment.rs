@@ -23,7 +23,8 @@ pub(crate) fn environment(process: &Process, root: BorrowedFd<'_>, for_guest: bo
     environment
 }
 
-fn last_of_each(entries: &[String]) -> Vec<String> {
+/// Of a variable that is there several times the last.
+pub(crate) fn last_of_each(entries: &[String]) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut seen = HashSet::new();
     let mut last: Vec<String> = entries.iter().rev().filter(|entry| seen.insert(name(entry))).cloned().collect();

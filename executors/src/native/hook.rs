@@ -57,9 +57,10 @@ pub(crate) fn before_pivot(
 }
 
 /// A hook in the finished container: a program of the image, which gets no more than the container's own process, from user
-/// and capabilities to the seccomp filter.
+/// and capabilities to the seccomp filter. Without an environment of its own it has that of the process, as with runc.
 pub(crate) fn of_container(
     hook: &Hook,
+    of_process: &[String],
     joining: &Joining,
     init: BorrowedFd<'_>,
     cgroup: &Cgroup,
@@ -67,7 +68,8 @@ pub(crate) fn of_container(
 ) -> Result<Plan> {
     let payload = Payload::Hook { path: cstring(hook.path())?, argv: argv(hook)?, called: called(hook) };
     let stdio = user::streams(joining.process(), joining.mappings.as_ref(), streams)?;
-    joining.compile(joining.process(), env(hook), init, cgroup, stdio, payload)
+    let environment = hook.env().as_deref().unwrap_or(of_process);
+    joining.compile(joining.process(), environment, init, cgroup, stdio, payload)
 }
 
 /// Opens the program while this process's own namespaces decide what its path means.

@@ -298,6 +298,12 @@ fn explain(report: &Report, words: &Words) -> Error {
             format!("exec {program:?}: no such file or directory (its interpreter or loader is missing)"),
         ),
         (Some("execve"), errno) => (Kind::InvalidArgument, format!("exec {program:?}: {}", describe(errno))),
+        // In runc's words, which others look for.
+        (Some(step), Errno::LOOP)
+            if ["proc", "sysfs"].iter().any(|fstype| step.contains(&format!("mount {fstype} at"))) =>
+        {
+            (Kind::InvalidArgument, format!("{step}: must be mounted on ordinary directory, and there is a symlink"))
+        }
         (Some(step), errno) => {
             let kind = match errno {
                 Errno::NOENT | Errno::NOTDIR | Errno::INVAL | Errno::LOOP | Errno::NAMETOOLONG | Errno::ISDIR => {

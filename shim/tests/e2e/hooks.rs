@@ -44,6 +44,19 @@ pub const CASES: &[Case] = &[
         hooks.remove()
     })
     .all(),
+    Case::new("environment_of_the_process", |test| {
+        let hooks = Hooks::new(test)?;
+        let mut hook = hooks.inside("unused", &[]);
+        hook.as_object_mut().context("a hook")?.remove("env");
+        let spec = test.spec(&["pause"])?.set("/process/env", json!(["HOOK=first", "HOOK=inherits", "MORE=x"]))?;
+        let task = test.task_of(hooks.add(spec, json!({"startContainer": [hook]}))?)?;
+        let records = hooks.records()?;
+        let env = find(&records, "inherits")?.all("env");
+        ensure!(env.contains(&"MORE=x") && !env.contains(&"HOOK=first"), "{records:?}");
+        task.end()?;
+        hooks.remove()
+    })
+    .all(),
     Case::new("namespaces", namespaces).all(),
     Case::new("namespaces_with_a_shared_one_of_pids", |test| {
         let hooks = Hooks::new(test)?;

@@ -77,7 +77,12 @@ impl<'a> Context<'a> {
             }
             result => result?,
         };
-        Ok(sys::leak(target))
+        let target = sys::leak(target);
+        // With O_PATH and O_NOFOLLOW the last component is opened itself (openat2(2), RESOLVE_NO_SYMLINKS).
+        match FileType::from_raw_mode(rustix::fs::fstat(target)?.st_mode) {
+            FileType::Symlink => Err(Errno::LOOP),
+            _ => Ok(target),
+        }
     }
 
     /// Refuses a target that a symlink of the image has made the root itself or a file of procfs: what masks and read-only

@@ -149,7 +149,12 @@ fn is_a_symlink(test: &Test, name: &str) -> Result<()> {
         refused(test, attempt(test, &id, &spec, |_| (), |_, _| Ok(()))?, &format!("/{name}"))?;
         canary.unharmed()?;
     }
-    Ok(())
+    // In the words that validation suites look for.
+    let words = "must be mounted on ordinary directory";
+    root.link(name, "nowhere")?;
+    let id = test.other("words");
+    let spec = spec(test, &id, &["pause"])?.set("/root/path", json!(root.path()))?;
+    refused(test, attempt(test, &id, &spec, |_| (), |_, _| Ok(()))?, words)
 }
 
 /// The container's root is a volume in which another one swaps /proc. Either there is a procfs at /proc, or it is refused.
