@@ -216,7 +216,12 @@ impl Task for Service {
         let result = match self.find(&request.id, &request.exec_id) {
             Ok((task, _)) if request.exec_id.is_empty() => to_the_end(self.tasks.clone().delete(task)).await,
             Ok((task, exec)) => to_the_end(self.tasks.clone().delete_exec(task, exec)).await,
-            Err(error) => Err(error),
+            Err(error) => {
+                if request.exec_id.is_empty() {
+                    self.tasks.abandon(&request.id);
+                }
+                Err(error)
+            }
         };
         let (pid, exit) = answer("Delete", &request.id, result)?;
         let mut response = DeleteResponse::new();
@@ -290,8 +295,17 @@ impl Task for Service {
 
     /// Ends the shim when no container is left, and does nothing before.
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if self.tasks.close_if_empty() {
+        if !self.tasks.close_if_empty() {
+            return Ok(Empty::new());
+        }
+        if self.tasks.is_empty() {
             self.stop.request();
+        } else {
+            let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
+            tokio::spawn(async move {
+                tasks.emptied().await;
+                stop.request();
+            });
         }
         Ok(Empty::new())
     }

@@ -3,15 +3,21 @@
 //! Every container of a group computes the same name, so whoever binds it first serves the group. Binding and
 //! removing happen under a lock on the folder: two `start`s at once can neither both find a stale socket nor find
 //! one that is bound but not yet listening.
+//!
+//! A shim that is killed closes its connections and its socket one after the other, with time between on a busy machine.
+//! containerd calls `delete` at the first, when the socket still takes connections: so whoever listens is asked for, and one
+//! that is about to end is waited for.
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, getsockopt, listen, socket};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::fs::{DirBuilder, File, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -20,6 +26,9 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_DIR: &str = "/run/containerd/s";
 
 const SCHEME: &str = "unix://";
+
+/// How long the socket of a process that is about to end may take to close, in milliseconds.
+const CLOSING: u16 = 10_000;
 
 /// The socket of a group: `<dir>/<sha256 of containerd's address, namespace and group>`.
 pub fn path(dir: &Path, containerd: &str, namespace: &str, group: &str) -> PathBuf {
@@ -43,9 +52,26 @@ pub fn path_of(address: &str) -> Option<PathBuf> {
 /// What [`bind`] found.
 pub enum Bound {
     /// The socket is ours now, and nobody else's.
-    New(UnixListener),
+    New(Claim),
     /// Another shim answers there: it is the group's.
     Live,
+}
+
+/// A socket that is bound, for the server to take over. Until then nobody else binds or removes one in the folder.
+pub struct Claim {
+    listener: UnixListener,
+    lock: File,
+}
+
+impl Claim {
+    /// Makes this process the one that listens, also after a fork.
+    pub fn take_over(self) -> Result<UnixListener> {
+        // Whoever connects learns the pid of the process that called listen(2) last (unix(7), SO_PEERCRED).
+        listen(&self.listener, Backlog::MAXCONN).context("listen on the socket")?;
+        // Of both processes: what is locked is the open file, which a fork shares (flock(2)).
+        self.lock.unlock().context("unlock the folder for sockets")?;
+        Ok(self.listener)
+    }
 }
 
 /// Binds the socket, makes it 0600 in a 0700 folder, and replaces one that nobody listens on.
@@ -56,7 +82,7 @@ pub fn bind(path: &Path) -> Result<Bound> {
         .mode(0o700)
         .create(dir)
         .with_context(|| format!("create the folder {} for sockets", dir.display()))?;
-    let _lock = lock(dir)?;
+    let lock = lock(dir)?;
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             if is_live(path)? {
@@ -73,7 +99,7 @@ pub fn bind(path: &Path) -> Result<Bound> {
         let _ = std::fs::remove_file(path);
         return Err(error).with_context(|| format!("restrict the socket {}", path.display()));
     }
-    Ok(Bound::New(listener))
+    Ok(Bound::New(Claim { listener, lock }))
 }
 
 /// Removes the socket of a shim that does not answer any more. One that is live or gone already is left alone.
@@ -96,21 +122,45 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Held until dropped. It must not outlive a fork: the child would hold it too (flock(2)).
+/// Held until dropped, or until [`Claim::take_over`].
 fn lock(dir: &Path) -> Result<File> {
     let file = File::open(dir).with_context(|| format!("open the folder {}", dir.display()))?;
     file.lock().with_context(|| format!("lock the folder {}", dir.display()))?;
     Ok(file)
 }
 
-/// Whether somebody listens. Never blocks: a full backlog is an answer, too.
+/// Whether somebody listens who isn't about to end. A full backlog is an answer, too.
 fn is_live(path: &Path) -> Result<bool> {
     let probe = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)
         .context("create a socket")?;
     match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
-        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
+        Ok(()) => Ok(!(is_ending(&probe) && hangs_up(&probe)?)),
+        Err(Errno::EAGAIN) => Ok(true),
         Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
         Err(errno) => Err(errno).with_context(|| format!("connect to {}", path.display())),
+    }
+}
+
+/// Whether the process that listens has begun to exit. One that is not there is another one's socket: its pid is known only
+/// if it has called [`Claim::take_over`].
+fn is_ending(probe: &OwnedFd) -> bool {
+    /// `PF_EXITING` of the kernel's task flags, the ninth field of /proc/PID/stat (proc_pid_stat(5)).
+    const EXITING: u64 = 0x4;
+    let Ok(peer) = getsockopt(probe, PeerCredentials) else { return false };
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", peer.pid())) else { return false };
+    // The name, in parentheses, may have anything in it.
+    let flags = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & EXITING != 0)
+}
+
+/// Waits for the end of a connection that nobody has accepted: it comes when the socket closes.
+fn hangs_up(probe: &OwnedFd) -> Result<bool> {
+    let mut end = [PollFd::new(probe.as_fd(), PollFlags::empty())];
+    loop {
+        match poll(&mut end, PollTimeout::from(CLOSING)) {
+            Err(Errno::EINTR) => {}
+            ready => return Ok(ready.context("wait for a socket to close")? > 0),
+        }
     }
 }
 
@@ -136,6 +186,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("s/socket");
         let Bound::New(first) = bind(&path).unwrap() else { panic!("nobody else listens") };
+        let first = first.take_over().unwrap();
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
         assert_eq!(path.parent().unwrap().metadata().unwrap().mode() & 0o777, 0o700);
         assert!(matches!(bind(&path).unwrap(), Bound::Live));
@@ -148,5 +199,17 @@ mod tests {
         remove_stale(&path).unwrap();
         assert!(!path.exists());
         remove_stale(&path).unwrap();
+    }
+
+    #[test]
+    fn one_that_is_about_to_end_is_told_from_one_that_lives() {
+        let temp = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(temp.path().join("socket")).unwrap();
+        let address = UnixAddr::new(&temp.path().join("socket")).unwrap();
+        let probe = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(probe.as_raw_fd(), &address).unwrap();
+        assert!(!is_ending(&probe));
+        drop(listener);
+        assert!(hangs_up(&probe).unwrap());
     }
 }

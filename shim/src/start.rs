@@ -5,7 +5,7 @@
 
 use crate::bootstrap::{self, Environment, Params};
 use crate::serve::{self, Server};
-use crate::socket::{self, Bound};
+use crate::socket::{self, Bound, Claim};
 use anyhow::{Context, Result};
 use containerd_shim::Flags;
 use executors::host;
@@ -14,7 +14,6 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 /// The most that containerd's Go shim reads from stdin, in bytes.
@@ -50,20 +49,13 @@ pub fn run(flags: &Flags) -> Result<()> {
             write_address(&bundle, &address)?;
             answer(&reply)
         }
-        Bound::New(listener) => leave_server(&bundle, params, path.clone(), listener, &address, &reply)
+        Bound::New(claim) => leave_server(&bundle, params, path.clone(), claim, &address, &reply)
             .inspect_err(|_| remove_socket_after_error(&path)),
     }
 }
 
 /// Prepares this process to be the server, forks it off and answers.
-fn leave_server(
-    bundle: &Path,
-    params: Params,
-    path: PathBuf,
-    listener: UnixListener,
-    address: &str,
-    reply: &[u8],
-) -> Result<()> {
+fn leave_server(bundle: &Path, params: Params, path: PathBuf, claim: Claim, address: &str, reply: &[u8]) -> Result<()> {
     write_address(bundle, address)?;
     if let Some(cgroup) = &params.options.shim_cgroup {
         host::join_cgroup(cgroup).with_context(|| format!("container {}: the option ShimCgroup", params.id))?;
@@ -78,7 +70,7 @@ fn leave_server(
             let _ = kill(Pid::from_raw(child.cast_signed()), Signal::SIGKILL);
         }),
         host::Fork::Child => serve::run(Server {
-            listener,
+            listener: claim.take_over()?,
             socket: path,
             id: params.id,
             namespace: params.namespace,

@@ -107,13 +107,14 @@ static int lines(long count) {
     return 0;
 }
 
-/* As lines(), one each 10 ms. */
-static int ticks(long count) {
-    for (long i = 1; i <= count; i++) {
+/* As lines(), one each 10 ms until there is such a file; then "end". */
+static int ticks(const char *file) {
+    for (long i = 1; access(file, F_OK) != 0; i++) {
         printf("%ld\n", i);
         fflush(stdout);
         pause_for(0.01);
     }
+    puts("end");
     return 0;
 }
 
@@ -389,7 +390,7 @@ int main(int argc, char **argv) {
     if (HAS("lines", first))
         return lines(atol(first));
     if (HAS("ticks", first))
-        return ticks(atol(first));
+        return ticks(first);
     if (HAS("bytes", first))
         return bytes(atoll(first));
     if (HAS("reply", second)) {

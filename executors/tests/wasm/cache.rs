@@ -312,7 +312,7 @@ pub fn refuse(bundle: &str) {
 
 fn limits_of_the_precompiler_are_told() {
     // Takes seconds to compile, and memory.
-    let dear = wat(&sum(100_000));
+    let dear = wat(&sum(200_000));
     let before = entries();
     for (limit, words) in [("-t 1", "processor time"), ("-d 200000", "bytes of memory")] {
         let bundle = bundle(&dear);

@@ -72,7 +72,7 @@ impl Tasks {
     /// Creates a container whose processes come from the checkpoint in `images` when it is started: until then it has no pid.
     pub(super) async fn create_restorable(self: Arc<Self>, creation: Creation, images: PathBuf) -> Result<u32> {
         let Creation { id, bundle, rootfs, names, options, event, .. } = creation;
-        let reservation = Reservation::new(&self, &id)?;
+        let mut reservation = Reservation::new(&self, &id)?;
         let restoration = {
             let (engine, bundle, names, options) =
                 (self.engine.clone(), bundle.clone(), names.clone(), options.clone());
@@ -91,7 +91,9 @@ impl Tasks {
         let owns_pid_namespace = restoration.restorable.owns_pid_namespace();
         let task = Arc::new(Task::new(id, bundle, init, &options, owns_pid_namespace));
         *lock(&task.restoration) = Some(restoration);
-        reservation.fill(&task);
+        if !reservation.fill(&task) {
+            return Err(super::abandoned());
+        }
         self.events.publish(&event);
         Ok(0)
     }

@@ -36,8 +36,8 @@ use executors::{Criu, Error, Exit, Kind, OomWatch, Result, RootfsMount, Stats};
 use freezer::FreezerState;
 use nix::libc::SIGKILL;
 use oom::Watching;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use supervise::{ExitFd, supervise_init, watch_exit};
@@ -194,12 +194,16 @@ pub struct Tasks {
     map: Mutex<Map>,
     /// Told of what takes much memory for a moment.
     activity: Notify,
+    /// Told when a creation has come to nothing.
+    given_back: Notify,
 }
 
 #[derive(Default)]
 struct Map {
     /// `None` reserves the id while its container is being created.
     tasks: HashMap<String, Option<Arc<Task>>>,
+    /// Those that were deleted meanwhile.
+    abandoned: HashSet<String>,
     /// The shim is about to end and takes no more.
     closed: bool,
 }
@@ -212,6 +216,7 @@ impl Tasks {
             namespace: namespace.to_owned(),
             map: Mutex::default(),
             activity: Notify::new(),
+            given_back: Notify::new(),
         })
     }
 
@@ -229,11 +234,37 @@ impl Tasks {
         task.ok_or_else(|| Error::new(Kind::NotFound, anyhow!("the container does not exist")))
     }
 
-    /// If no task is left, lets no more in and returns true.
+    /// If no task is left, lets no more in and returns true. One that is abandoned counts no more: see [`Tasks::emptied`].
     pub fn close_if_empty(&self) -> bool {
         let mut map = lock(&self.map);
-        map.closed |= map.tasks.is_empty();
+        map.closed |= map.tasks.keys().all(|id| map.abandoned.contains(id));
         map.closed
+    }
+
+    /// Whether nothing is left, not even what was abandoned.
+    pub fn is_empty(&self) -> bool {
+        lock(&self.map).tasks.is_empty()
+    }
+
+    /// Waits until what was abandoned has come to its end.
+    pub async fn emptied(&self) {
+        loop {
+            let given_back = self.given_back.notified();
+            if self.is_empty() {
+                return;
+            }
+            given_back.await;
+        }
+    }
+
+    /// Has a container that is being created deleted as soon as it exists: containerd's client has hung up, and containerd
+    /// deletes what it did not see created. Creating goes on till then, so that what took long (compiling a module) is done
+    /// when the client tries again.
+    pub fn abandon(&self, id: &str) {
+        let mut map = lock(&self.map);
+        if let Some(None) = map.tasks.get(id) {
+            map.abandoned.insert(id.to_owned());
+        }
     }
 
     /// Creates a container whose init waits for [`Tasks::start`], and returns init's pid.
@@ -243,7 +274,7 @@ impl Tasks {
             return self.create_restorable(creation, images).await;
         }
         let Creation { id, bundle, rootfs, names, options, mut event, .. } = creation;
-        let reservation = Reservation::new(&self, &id)?;
+        let mut reservation = Reservation::new(&self, &id)?;
         let Created { container, prepared, oom } = {
             let (engine, bundle, names, options) =
                 (self.engine.clone(), bundle.clone(), names.clone(), options.clone());
@@ -258,7 +289,11 @@ impl Tasks {
         let mut task = Task::new(id, bundle, init, &options, container.owns_pid_namespace());
         task.container = RwLock::new(Some(container));
         let task = Arc::new(task);
-        reservation.fill(&task);
+        if !reservation.fill(&task) {
+            let container = task.container.write().unwrap_or_else(PoisonError::into_inner).take();
+            blocking(move || container.map_or(Ok(()), |container| container.delete())).await?;
+            return Err(abandoned());
+        }
         event.pid = pid;
         self.events.publish(&event);
         if let Some(Err(error)) = oom.map(|watch| task.begin_oom_watch(watch, &self.events)) {
@@ -358,16 +393,25 @@ impl<'a> Reservation<'a> {
         }
     }
 
-    fn fill(mut self, task: &Arc<Task>) {
-        lock(&self.tasks.map).tasks.insert(self.id.clone(), Some(task.clone()));
+    /// Puts the task in, unless it was abandoned.
+    fn fill(&mut self, task: &Arc<Task>) -> bool {
+        let mut map = lock(&self.tasks.map);
+        if map.abandoned.contains(&self.id) {
+            return false;
+        }
+        map.tasks.insert(self.id.clone(), Some(task.clone()));
         self.filled = true;
+        true
     }
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if !self.filled {
-            lock(&self.tasks.map).tasks.remove(&self.id);
+            let mut map = lock(&self.tasks.map);
+            map.tasks.remove(&self.id);
+            map.abandoned.remove(&self.id);
+            self.tasks.given_back.notify_waiters();
         }
     }
 }
@@ -453,6 +497,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What a request in the wrong state is answered with.
 pub fn precondition(message: &'static str) -> Error {
     Error::new(Kind::FailedPrecondition, anyhow!(message))
+}
+
+/// What a Create is answered with whose container was deleted meanwhile.
+fn abandoned() -> Error {
+    Error::new(Kind::NotFound, anyhow!("it was deleted while it was being created"))
 }
 
 /// Clients look for these words, too.

@@ -20,6 +20,8 @@ use ttrpc::asynchronous::Server;
 struct Script {
     terminal: bool,
     create_fails: bool,
+    /// What Create waits for.
+    create_gate: Option<Arc<Semaphore>>,
     start_fails: bool,
     exec_fails: bool,
     /// The first Delete fails, after which nothing is left to delete.
@@ -77,6 +79,9 @@ impl Bundle for Fake {
     }
 
     fn create(self: Box<Self>, _: &[RootfsMount], _: Stdio, _: &CreateOptions) -> Result<Box<dyn Container>> {
+        if let Some(gate) = &self.script.create_gate {
+            tokio::runtime::Handle::current().block_on(gate.acquire()).unwrap().forget();
+        }
         if self.script.create_fails { Err(Error::new(Kind::InvalidArgument, anyhow!("no args"))) } else { Ok(self) }
     }
 }
@@ -359,6 +364,29 @@ async fn a_failed_create_gives_the_id_back() {
         assert!(stage.tasks.close_if_empty());
         assert_eq!(stage.events().await, [""; 0]);
     }
+}
+
+#[tokio::test]
+async fn a_container_deleted_while_it_is_created_does_not_come_to_be() {
+    let gate = Arc::new(Semaphore::new(0));
+    let stage = Stage::new(Script { create_gate: Some(gate.clone()), ..Default::default() }).await;
+    let (created, ()) = tokio::join!(stage.create("a"), async {
+        // Not made yet: nothing to close, nothing to find.
+        assert!(!stage.tasks.close_if_empty());
+        stage.tasks.abandon("a");
+        assert!(stage.tasks.close_if_empty() && !stage.tasks.is_empty());
+        gate.add_permits(1);
+        stage.tasks.emptied().await;
+    });
+    assert_eq!(kind(created), Some(Kind::NotFound));
+    assert_eq!(stage.events().await, [""; 0]);
+    // What is there is not abandoned.
+    let stage = Stage::new(Script::default()).await;
+    let task = stage.create("a").await.unwrap();
+    stage.tasks.abandon("a");
+    assert!(!stage.tasks.close_if_empty());
+    stage.delete(&task).await.unwrap();
+    stage.create("a").await.unwrap();
 }
 
 #[tokio::test]

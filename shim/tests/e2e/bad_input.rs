@@ -130,7 +130,7 @@ pub const CASES: &[Case] = &[
 const WASM: &[Kind] = &[Kind::Core];
 
 /// Fails unless the output refuses with all of `words`; from hybrid one sentence is wanted that names the container.
-fn clear(test: &Test, output: Output, words: &[&str]) -> Result<()> {
+pub fn clear(test: &Test, output: Output, words: &[&str]) -> Result<()> {
     ensure!(output.code != 0, "should have been refused: {output}");
     if test.runtime() == Runtime::Hybrid {
         let output = output.refused(&[&test.id])?;

@@ -59,6 +59,8 @@ mod telemetry;
 mod terminal;
 mod user_namespace;
 mod wasm;
+mod wasm_bad_input;
+mod wasm_compiling;
 mod wasm_network;
 mod wasm_service;
 
@@ -104,6 +106,8 @@ const THEMES: &[(&str, &[Case])] = &[
     ("wasm", wasm::CASES),
     ("artifacts", artifacts::CASES),
     ("precompile", precompile::CASES),
+    ("wasm_bad_input", wasm_bad_input::CASES),
+    ("wasm_compiling", wasm_compiling::CASES),
     ("wasm_network", wasm_network::CASES),
     ("wasm_service", wasm_service::CASES),
     ("bad_input", bad_input::CASES),

@@ -1,6 +1,8 @@
 //! containerd is stopped, killed and upgraded while tasks run: they go on, and are found again.
 //!
 //! Each test has a containerd of its own, as it is no good to the others meanwhile.
+use crate::harness::command::Running;
+use crate::harness::host::Volume;
 use crate::harness::leaks::{self, Process};
 use crate::harness::{Case, Containerd, Kind, Run, Runtime, Test, isolated};
 use anyhow::{Context, Result, ensure};
@@ -148,10 +150,12 @@ fn ready(log: &Path) -> Result<()> {
 /// A client that attaches after the restart reads on; the program has not noticed.
 fn output_goes_on(test: &Test) -> Result<()> {
     let mut own = Own::new(test)?;
+    let volume = Volume::new(&own.containerd)?;
     let mut clients = Vec::new();
     for &kind in test.known_kinds() {
         // Kept by the run of ctr, whose sudden end leaves its fifos.
-        let client = own.run(kind, "ticks", &["ticks", "300"]).spawn()?;
+        let run = own.run(kind, "ticks", &["ticks", "/volume/end"]);
+        let client = run.flags(&["--mount", &volume.mount("/volume", "rbind:ro")]).spawn()?;
         client.wait_for("\n20\n")?;
         clients.push(client);
     }
@@ -159,12 +163,20 @@ fn output_goes_on(test: &Test) -> Result<()> {
         client.kill()?;
     }
     own.restart(Signal::KILL)?;
+    let mut attached = Vec::new();
     for &kind in test.known_kinds() {
         let id = own.id(kind, "ticks");
-        let output = own.containerd.ctr(["tasks", "attach", &id]).output()?.exits(0)?;
+        let client = Running::spawn(&mut own.containerd.ctr(["tasks", "attach", &id]).command())?;
+        client.wait_for("\n")?;
+        attached.push((id, client));
+    }
+    volume.file("end", "")?;
+    for (id, client) in attached {
+        let output = client.finish()?.exits(0)?;
         let lines = output.lines();
-        ensure!(lines.last() == Some(&"300") && lines.len() < 300, "{output}");
-        let numbers: Vec<u32> = lines.iter().skip(1).map(|line| line.parse()).collect::<Result<_, _>>()?;
+        ensure!(lines.last() == Some(&"end"), "{output}");
+        // The first may be the rest of one.
+        let numbers: Vec<u32> = lines[1..lines.len() - 1].iter().map(|line| line.parse()).collect::<Result<_, _>>()?;
         ensure!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "lines are missing: {output}");
         // attach has deleted the task.
         own.containerd.ctr(["containers", "delete", &id]).done()?;
