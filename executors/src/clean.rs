@@ -11,7 +11,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result};
 use crate::hooks::Hooks;
 use crate::resctrl::Resctrl;
-use crate::{Error, Kind};
+use crate::{Error, Kind, rootfs};
 
 /// Cleans what a dead shim left of the container `id` with its bundle at `path`: kills what is left of it, removes its
 /// cgroup, runs its poststop hooks, unmounts its rootfs. Succeeds when nothing is left, however little was there.
@@ -21,7 +21,7 @@ use crate::{Error, Kind};
 pub fn clean(id: &str, path: &Path) -> Result<()> {
     let cgroup = match Bundle::open(id, path) {
         Ok(bundle) => match own_cgroups(id, &bundle) {
-            Ok(cgroups) => remove(cgroups, &bundle),
+            Ok(cgroups) => remove(cgroups, &bundle).and(rootfs::clean(&bundle)),
             // Its container was refused for it.
             Err(e) if matches!(e.kind(), Kind::InvalidArgument | Kind::Unimplemented) => Ok(()),
             Err(e) => Err(e),

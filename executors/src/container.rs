@@ -15,7 +15,7 @@ use crate::native::plan::{self, Compiled, Payload};
 use crate::native::step::Plan;
 use crate::process::Process;
 use crate::resctrl::Resctrl;
-use crate::rootfs::{Rootfs, RootfsMount};
+use crate::rootfs::{OnHost, Rootfs, RootfsMount};
 use crate::wasm::{self, WasmOptions};
 
 /// What a process has for its standard input, output and error.
@@ -98,9 +98,9 @@ pub(crate) fn create_with(
     let cgroup = Cgroup::create(&bundle, options.systemd_cgroup)?;
     let resctrl = Resctrl::create(&bundle)?;
     let compiled = plan::compile(&bundle, rootfs, &cgroup, stdio, payload, resctrl.as_ref(), options)?;
-    let Compiled { namespaces, mut plan, console, filter, mappings } = compiled;
+    let Compiled { namespaces, mut plan, console, filter, mappings, on_host } = compiled;
     look(&mut plan);
-    let joining = Joining::new(&bundle, mappings, filter, resctrl, options)?;
+    let joining = Joining::new(&bundle, mappings, filter, resctrl, on_host.as_ref(), options)?;
     let init = launch(plan, &namespaces, &cgroup, console, |pid, pidfd| {
         poststop.due();
         let beside = Beside { pid, pidfd, joining: &joining, cgroup: &cgroup };
@@ -118,6 +118,7 @@ pub(crate) fn create_with(
         owns_pid_namespace,
         joining,
         wasm: Mutex::new(wasm),
+        _on_host: on_host,
         _poststop: poststop,
     })
 }
@@ -133,6 +134,8 @@ pub struct Container {
     pub(crate) joining: Joining,
     /// For what is exec'd.
     pub(crate) wasm: Mutex<WasmOptions>,
+    /// Unmounted once init has ended.
+    pub(crate) _on_host: Option<OnHost>,
     /// Dropped last.
     pub(crate) _poststop: Poststop,
 }

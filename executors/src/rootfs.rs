@@ -5,6 +5,7 @@
 //! the descriptor is all the cleaning there is.
 
 mod idmapped;
+mod on_host;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,6 +19,7 @@ use rustix::mount::{
     open_tree, unmount,
 };
 
+pub(crate) use self::on_host::{OnHost, clean};
 use crate::Kind;
 use crate::error::{OrKind, Result, bail};
 use crate::native::filesystem::{NewFilesystem, make_filesystem};
@@ -262,16 +264,16 @@ pub(crate) fn clone_tree(path: &Path, recursive: Recursive) -> std::result::Resu
 
 /// Applies the options' attributes and propagation to a mount that is there.
 pub(crate) fn set_attributes(tree: BorrowedFd<'_>, options: &Options) -> std::result::Result<(), Errno> {
-    for (attr, recursive) in [(options.attr, false), (options.recursive_attr, true)] {
-        if !attr.is_empty() {
-            sys::mount_setattr(tree, recursive, &attr)?;
-        }
-    }
-    for (propagation, recursive) in &options.propagation {
-        let attr = MountAttr { propagation: *propagation, ..MountAttr::default() };
-        sys::mount_setattr(tree, *recursive == Recursive::Yes, &attr)?;
-    }
-    Ok(())
+    changes(options).try_for_each(|(attr, recursive)| sys::mount_setattr(tree, recursive, &attr))
+}
+
+/// The same, one by one, each with whether it is recursive.
+pub(crate) fn changes(options: &Options) -> impl Iterator<Item = (MountAttr, bool)> {
+    let attributes = [(options.attr, false), (options.recursive_attr, true)];
+    let propagations = options.propagation.iter().map(|(propagation, recursive)| {
+        (MountAttr { propagation: *propagation, ..MountAttr::default() }, *recursive == Recursive::Yes)
+    });
+    attributes.into_iter().filter(|(attr, _)| !attr.is_empty()).chain(propagations)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Compiles the probe for Linux and for WASI 0.1, the guests of WASI 0.2, and the logger and the hook for Linux.
+//! Compiles the probe for Linux and for WASI 0.1, the guests of WASI 0.2 and 0.3, and the logger and the hook for Linux.
 //!
 //! Compilers: `CC` (default `cc`, with a static libc) and `WASM_CC` (default: the first of `clang-19`, `clang` that
 //! exists; Debian's packages are clang-19, lld-19, wasi-libc and libclang-rt-19-dev-wasm32). Where there are none,
@@ -25,10 +25,11 @@ pub(crate) const LOGGER: Program = Program { name: "logger", target: Target::Lin
 pub(crate) const HOOK: Program = Program { name: "hook", target: Target::Linux, sources: &["hook.c"] };
 pub(crate) const SERVICE: Program = Program { name: "service.wasm", target: Target::Guest, sources: &["service.c"] };
 pub(crate) const NETWORK: Program = Program { name: "network.wasm", target: Target::Guest, sources: &["network.c"] };
-
+pub(crate) const HANDLER: Program = Program { name: "handler.wasm", target: Target::Guest, sources: &["handler.c"] };
+pub(crate) const SOCKET: Program = Program { name: "socket.wasm", target: Target::Guest, sources: &["socket.c"] };
 pub(crate) const CONFIG: Program = Program { name: "config.wasm", target: Target::Guest, sources: &["config.c"] };
 
-const ALL: [&Program; 7] = [&LINUX, &CORE_MODULE, &LOGGER, &HOOK, &SERVICE, &NETWORK, &CONFIG];
+const ALL: [&Program; 9] = [&LINUX, &CORE_MODULE, &LOGGER, &HOOK, &SERVICE, &NETWORK, &HANDLER, &SOCKET, &CONFIG];
 
 pub(crate) struct Program {
     name: &'static str,
@@ -40,7 +41,7 @@ enum Target {
     Linux,
     /// A command module of WASI 0.1.
     Command,
-    /// A guest of WASI 0.2 that is no command module: the core of a component (see [`crate::wasm::guest`]).
+    /// A guest of WASI 0.2 or 0.3 that is no command module: the core of a component (see [`crate::wasm::guest`]).
     Guest,
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn guest(mut core: Vec<u8>, world: &str) -> Result<Vec<u8>> {
         .context("making a component of the core module")
 }
 
-const CASES: [(&str, &str); 7] = [
+const CASES: [(&str, &str); 10] = [
     ("true.wasm", include_str!("../programs/true.wat")),
     ("trap.wasm", include_str!("../programs/trap.wat")),
     ("no-entry.wasm", include_str!("../programs/no-entry.wat")),
@@ -41,6 +41,9 @@ const CASES: [(&str, &str); 7] = [
     ("function.wasm", include_str!("../programs/function.wat")),
     ("name.wasm", include_str!("../programs/name.wat")),
     ("loop.wasm", include_str!("../programs/loop.wat")),
+    ("reactor.wasm", include_str!("../programs/reactor.wat")),
+    ("threads.wasm", include_str!("../programs/threads.wat")),
+    ("wide.wasm", include_str!("../programs/wide.wat")),
 ];
 
 /// The module of one case.
@@ -58,20 +61,24 @@ pub(crate) fn labelled(label: &str) -> Result<Vec<u8>> {
     Ok(module)
 }
 
-/// Adds one file for each case to the tree: the guests of WASI 0.2, and `truncated.wasm`, a module that is cut off.
+/// Adds one file for each case to the tree: the guests of WASI 0.2 and 0.3, and `truncated.wasm`, a module that is cut off, and
+/// `text.wasm`, one in text form.
 pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
     for (name, program, world) in [
         ("service.wasm", programs::SERVICE, "service"),
         ("network.wasm", programs::NETWORK, "network"),
         ("config.wasm", programs::CONFIG, "config"),
+        ("handler.wasm", programs::HANDLER, "handler"),
+        ("socket.wasm", programs::SOCKET, "socket"),
     ] {
         let guest = program.get().and_then(|core| guest(core, world));
         tree = tree.file(name, 0o644, guest.with_context(|| format!("building {name}"))?);
     }
-    for (name, _) in CASES {
+    for (name, text) in CASES {
         let module = case(name)?;
         if name == "function.wasm" {
             tree = tree.file("truncated.wasm", 0o644, &module[..module.len() / 2]);
+            tree = tree.file("text.wasm", 0o644, text.trim_start_matches(|c| c != '('));
         }
         tree = tree.file(name, 0o644, module);
     }

@@ -33,10 +33,12 @@ pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     // Wasmtime refuses codes from 126 up; a process may end with any of 0 to 255.
     linker.func_wrap(WASI, "proc_exit", |code: i32| -> wasmtime::Result<()> { Err(I32Exit(code & 0xff).into()) })?;
     // Nothing that a guest has here is a socket. A folder that it was given it has not opened itself: a program that was
-    // given none expects descriptor 3 to be free, and the root is preopened for those as well.
+    // given none expects descriptor 3 to be free, and the root is preopened for those as well. Where there is no folder
+    // nothing can be opened.
     linker.func_wrap(WASI, "sock_shutdown", |caller: Caller<'_, State>, fd: i32, _how: i32| -> i32 {
-        let given = FIRST..FIRST + caller.data().preopens;
-        if given.contains(&(fd as u32)) { EBADF } else { ENOTSOCK }
+        let (fd, folders) = (fd as u32, caller.data().preopens);
+        let closed = fd >= FIRST && (folders == 0 || fd < FIRST + folders);
+        if closed { EBADF } else { ENOTSOCK }
     })?;
     Ok(())
 }

@@ -34,6 +34,9 @@ impl Container {
         if self.joining.mappings.is_some() {
             bail!(Unimplemented, "a container with a user namespace cannot be checkpointed");
         }
+        if !self.joining.has_mount_namespace() {
+            bail!(Unimplemented, "a container without a mount namespace cannot be checkpointed");
+        }
         let program = criu.find()?;
         let bundle = Bundle::open("", bundle)?;
         let pid = self.init.pid();

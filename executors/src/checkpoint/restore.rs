@@ -63,6 +63,7 @@ impl Restorable {
             ("hooks", Hooks::of(&bundle).is_some()),
             ("linux.namespaces: user", bundle.namespace(LinuxNamespaceType::User).is_some()),
             ("linux.namespaces: mount by path", joins(LinuxNamespaceType::Mount)),
+            ("linux.namespaces: no mount", bundle.namespace(LinuxNamespaceType::Mount).is_none()),
             ("linux.namespaces: time by path", joins(LinuxNamespaceType::Time)),
             ("linux.netDevices", NetDevices::of(&bundle)?.is_some()),
             ("linux.intelRdt", bundle.linux().intel_rdt().is_some()),
@@ -89,7 +90,7 @@ impl Restorable {
             );
         }
         let filter = Filter::of(&bundle)?;
-        let joining = Joining::new(&bundle, None, filter, None, options)?.of_restored();
+        let joining = Joining::new(&bundle, None, filter, None, None, options)?.of_restored();
         let wasm = options.wasm.of(&bundle)?;
         let rootfs = rootfs.attach(bundle.path().join("rootfs"))?;
         let (images, criu) = (images.to_owned(), criu.clone());
@@ -155,6 +156,7 @@ impl Restorable {
             owns_pid_namespace,
             joining,
             wasm: Mutex::new(wasm),
+            _on_host: None,
             _poststop: Poststop::new(None),
         })
     }

@@ -1,5 +1,6 @@
 //! A process's environment, and where its program is looked for.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -11,15 +12,23 @@ use crate::bundle::{args, variable};
 use crate::error::{Result, bail};
 use crate::rootfs::open_inside;
 
-/// The spec's environment. HOME is added from /etc/passwd below `root` where the spec has none, as runc and crun do; but
+/// The spec's environment; of a variable that is there several times the last, as with runc. HOME is added from /etc/passwd below `root` where the spec has none, as runc and crun do; but
 /// not for a guest, which has what its spec says and no more, as with Wasmtime and runwasi.
 pub(crate) fn environment(process: &Process, root: BorrowedFd<'_>, for_guest: bool) -> Vec<String> {
-    let mut environment = process.env().clone().unwrap_or_default();
+    let mut environment = last_of_each(process.env().as_deref().unwrap_or_default());
     if !for_guest && variable(process, "HOME").is_none() {
         let home = home(root, process.user().uid()).unwrap_or_else(|| "/".to_owned());
         environment.push(format!("HOME={home}"));
     }
     environment
+}
+
+fn last_of_each(entries: &[String]) -> Vec<String> {
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut seen = HashSet::new();
+    let mut last: Vec<String> = entries.iter().rev().filter(|entry| seen.insert(name(entry))).cloned().collect();
+    last.reverse();
+    last
 }
 
 /// The home folder of a user in /etc/passwd below `root` (passwd(5)).
@@ -57,6 +66,12 @@ pub(crate) fn search(program: &str, path: Option<&str>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_of_a_variable_holds() {
+        let entries = ["A=1", "B=2", "A=3", "C", "A=", "D=x=y"].map(str::to_owned);
+        assert_eq!(last_of_each(&entries), ["B=2", "C", "A=", "D=x=y"]);
+    }
 
     #[test]
     fn programs_are_looked_for_in_path() {

@@ -201,6 +201,9 @@ fn alone() {
         }
         config["root"]["readonly"] = json!(true);
         config["hooks"] = json!({"createRuntime": [{"path": "/bin/true"}]});
+        let devpts = json!({"destination": "/dev/pts", "type": "bind", "source": "/dev/pts", "options": ["bind"]});
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts.iter_mut().filter(|mount| mount["type"] == "devpts").for_each(|mount| *mount = devpts.clone());
     };
     let joined = |config: &mut Value| {
         config["process"]["noNewPrivileges"] = json!(false);
@@ -235,6 +238,7 @@ fn alone() {
         "propagation of /",
         "root: attach",
         "mounts: attach",
+        "mounts: bind",
         "mounts: mount_setattr",
         "mounts: mount proc",
         "linux.devices",

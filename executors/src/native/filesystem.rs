@@ -46,6 +46,16 @@ impl NewFilesystem {
 
 /// Makes the file system, detached, with one parameter more if that is given. System calls only: the child uses it too.
 pub(crate) fn make_filesystem(filesystem: &NewFilesystem, more: Option<(&CStr, &CStr)>) -> Result<OwnedFd> {
+    mount_of(create(filesystem, more)?.as_fd(), filesystem.attr)
+}
+
+/// The mount of a file system that was created, with MOUNT_ATTR_* flags.
+pub(crate) fn mount_of(context: BorrowedFd<'_>, attr: u64) -> Result<OwnedFd> {
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::from_bits_retain(attr as u32))
+}
+
+/// Makes the file system, not yet mounted.
+pub(crate) fn create(filesystem: &NewFilesystem, more: Option<(&CStr, &CStr)>) -> Result<OwnedFd> {
     let context = fsopen(filesystem.fstype.as_c_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), c"source", filesystem.source.as_c_str())?;
     if let Some((key, value)) = more {
@@ -53,7 +63,7 @@ pub(crate) fn make_filesystem(filesystem: &NewFilesystem, more: Option<(&CStr, &
     }
     configure(context.as_fd(), filesystem)?;
     fsconfig_create(context.as_fd())?;
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::from_bits_retain(filesystem.attr as u32))
+    Ok(context)
 }
 
 /// Gives the file system of a mount other parameters (mount(8), "remount"). Without any it is left alone.

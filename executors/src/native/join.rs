@@ -4,7 +4,7 @@
 //! cgroup, OOM score, AppArmor (the host's /proc) ─> init's namespaces, by its pidfd ─> keyring ─> stdio, user … as for init
 //! ```
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process};
@@ -20,8 +20,9 @@ use super::user;
 use super::user_namespace::{IdMappings, raised};
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
-use crate::error::{OrKind, Result};
+use crate::error::{OrKind, Result, bail};
 use crate::resctrl::Resctrl;
+use crate::rootfs::OnHost;
 use crate::{CreateOptions, Kind};
 
 /// What a container keeps of its spec for processes that join it later.
@@ -30,6 +31,8 @@ pub(crate) struct Joining {
     keyring: Option<String>,
     /// Every namespace of the spec, whether it was made or joined: init is in it.
     namespaces: ThreadNameSpaceType,
+    /// The container's root folder, where init is in the host's mount namespace.
+    root: Option<OwnedFd>,
     /// What the container's ids are on the host, where it has a user namespace.
     pub mappings: Option<IdMappings>,
     /// The container's seccomp filter, which holds for every process in it.
@@ -49,6 +52,7 @@ impl Joining {
         mappings: Option<IdMappings>,
         filter: Option<Filter>,
         resctrl: Option<Resctrl>,
+        on_host: Option<&OnHost>,
         options: &CreateOptions,
     ) -> Result<Joining> {
         use LinuxNamespaceType as N;
@@ -71,6 +75,7 @@ impl Joining {
         Ok(Joining {
             keyring: (!options.no_new_keyring).then(|| bundle.id().to_owned()),
             namespaces: listed.fold(T::empty(), |all, (_, flag)| all | flag),
+            root: on_host.map(|on_host| duplicate(on_host.root())).transpose()?,
             mappings,
             filter,
             resctrl,
@@ -78,6 +83,11 @@ impl Joining {
             defaults,
             writable_of_the_kernel: writable_of_the_kernel(bundle).map(Path::to_owned).collect(),
         })
+    }
+
+    /// Whether init is in a mount namespace that is not the host's.
+    pub fn has_mount_namespace(&self) -> bool {
+        self.root.is_none()
     }
 
     /// For a container that was restored: criu has given it a time namespace, in which its clocks go on.
@@ -154,14 +164,21 @@ impl Joining {
             steps.extend(raised(process).into_iter().map(|(resource, limit)| Step::Rlimit(resource, limit)));
         }
         self.enter(init, &mut steps)?;
+        if let Some(root) = &self.root {
+            steps.push(Step::ChangeRoot(Some(duplicate(root.as_fd())?)));
+        }
         if matches!(payload, Payload::Runner { .. }) {
+            if self.root.is_some() {
+                bail!(Unimplemented, "linux.namespaces: a WebAssembly program needs a mount namespace");
+            }
             let readonly = self.writable_of_the_kernel.iter().map(|path| cstring(path)).collect::<Result<_>>()?;
             steps.push(Step::GuestRootOfContainer { readonly, init: duplicate(init)? });
         }
         steps.extend(scheduling::of_process(process)?);
         steps.extend(self.scheduling.steps());
-        user::compile(process, self.mappings.is_some(), self.filter.as_ref(), stdio, &mut steps)?;
-        plan::program(process, payload, environment, self.filter.as_ref(), None, steps)
+        let filter = self.filter.as_ref();
+        let filtered = user::compile(process, self.mappings.is_some(), filter, stdio, &mut steps)?;
+        plan::program(process, payload, environment, filter.map(|filter| (filter, filtered)), None, steps)
     }
 
     /// A session of its own in the container's namespaces, but for that of pids, which takes a clone.
@@ -181,6 +198,6 @@ impl Joining {
     }
 }
 
-fn duplicate(init: BorrowedFd<'_>) -> Result<OwnedFd> {
-    init.try_clone_to_owned().or_kind(Kind::Unavailable, || "duplicate the pidfd of init")
+fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    fd.try_clone_to_owned().or_kind(Kind::Unavailable, || "duplicate a descriptor of the container's")
 }

@@ -12,18 +12,18 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespaceType, Mount};
 use rustix::io::Errno;
 
-use super::filesystem::{NewFilesystem, make_filesystem};
+use super::filesystem::{NewFilesystem, create, make_filesystem};
 use super::idmap::{Idmaps, is_id_mapped};
 use super::options::{Options, Parameter, Recursive};
 use super::resolve::Make;
 use super::selinux;
-use super::step::{Step, Target};
+use super::step::{Source, Step, Target};
 use super::user_namespace::IdMappings;
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
 use crate::error::{OrKind, Result, bail};
 use crate::procfs;
-use crate::rootfs::{clone_tree, set_attributes, split_lower_folders};
+use crate::rootfs::{changes, clone_tree, set_attributes, split_lower_folders};
 use crate::sys::{self, MountAttr};
 use crate::{Error, Kind};
 
@@ -121,7 +121,7 @@ fn one(
         // Which is beside v1's hierarchies; what it shows depends on the process's cgroup namespace.
         "cgroup2" if !container.cgroup.v2() => in_the_child(mount, fstype, &options, steps),
         "cgroup" | "cgroup2" => cgroup(container, mount, &options, steps, last),
-        _ => filesystem(mount, fstype, &options, steps, last),
+        _ => filesystem(container, mount, fstype, &options, steps, last),
     }
 }
 
@@ -134,7 +134,9 @@ fn bind(
     steps: &mut Vec<Step>,
 ) -> Result<()> {
     if let Some(option) = options.only_of_a_file_system() {
-        bail!(InvalidArgument, "option {option}: a bind mount has no options of a file system");
+        // As with runc up to 1.1, and the spec's validation suite has it so; runc 1.2 refuses.
+        let at = mount.destination().display();
+        log::warn!("mounts: {at}: option {option} is ignored: a bind mount has none of a file system");
     }
     if options.copy_up {
         bail!(InvalidArgument, "option tmpcopyup: only a new tmpfs begins with a copy");
@@ -145,6 +147,10 @@ fn bind(
     let source = container.bundle.path().join(source);
     let what = || format!("source {}", source.display());
     let make = make_like(&source).or_kind(Kind::InvalidArgument, what)?;
+    if let Some(source) = in_the_childs_copy(container, mount, options, &source)? {
+        steps.push(Step::Bind { source, at: target(mount.destination(), make, false)? });
+        return Ok(());
+    }
     let tree = clone_tree(&source, options.bind.unwrap_or(Recursive::No)).or_kind(Kind::InvalidArgument, what)?;
     // Else masks and read-only paths would name what is no file of the kernel's (CVE-2019-16884).
     if mount.destination() == Path::new("/proc") && !procfs::contains(tree.as_fd()).or_kind(Kind::Internal, what)? {
@@ -164,6 +170,40 @@ fn bind(
     idmaps.apply(mount, options, container.mappings, tree.as_fd())?;
     steps.push(Step::Attach { tree, at: target(mount.destination(), make, false)? });
     Ok(())
+}
+
+/// A bind that the child can make: in a new mount namespace the host's mounts are copied, and without a user namespace it may
+/// go where the shim may. So mountinfo, which is sorted by when a mount was made (since Linux 6.8), shows the spec's order.
+///
+/// `None` where that is not so, and for what has no path, such as a namespace or a deleted file.
+fn in_the_childs_copy(
+    container: &Container<'_>,
+    mount: &Mount,
+    options: &Options,
+    source: &Path,
+) -> Result<Option<Source>> {
+    let is_new = container.bundle.namespace(LinuxNamespaceType::Mount) == Some(None);
+    // Whose kind of file system is looked at on what is then mounted.
+    let is_proc = mount.destination() == Path::new("/proc");
+    if !is_new || is_proc || container.mappings.is_some() || is_id_mapped(mount) {
+        return Ok(None);
+    }
+    let Ok(path) = source.canonicalize() else { return Ok(None) };
+    let (Ok(file), Ok(found)) = (rustix::fs::stat(source), rustix::fs::lstat(&path)) else { return Ok(None) };
+    let file = (file.st_dev, file.st_ino);
+    if file != (found.st_dev, found.st_ino) {
+        return Ok(None);
+    }
+    let base = MountAttr { propagation: container.base, ..MountAttr::default() };
+    let base = (container.base != 0).then_some((base, true));
+    let exact = Options { attr: options.of_existing(), ..options.clone() };
+    Ok(Some(Source {
+        path: cstring(&path)?,
+        file,
+        recursive: options.bind == Some(Recursive::Yes),
+        changes: base.into_iter().chain(changes(&exact)).collect(),
+        changes_of_locked: base.into_iter().chain(changes(options)).collect(),
+    }))
 }
 
 /// What lxcfs and others mount over files of procfs, as with runc; nothing else may be mounted in there.
@@ -230,6 +270,7 @@ fn propagations(options: &Options, steps: &mut Vec<Step>) {
 
 /// Any other file system, made here.
 fn filesystem(
+    container: &Container<'_>,
     mount: &Mount,
     fstype: &str,
     options: &Options,
@@ -242,8 +283,16 @@ fn filesystem(
     if fstype == "overlay" {
         split_lower_folders(&mut filesystem.parameters);
     }
-    let tree =
-        make_filesystem(&filesystem, None).or_kind(Kind::InvalidArgument, || format!("mount {fstype} {source:?}"))?;
+    let what = || format!("mount {fstype} {source:?}");
+    if container.mappings.is_none() {
+        // The child mounts it, so that mountinfo shows the spec's order (see `in_the_childs_copy`).
+        let context = create(&filesystem, None).or_kind(Kind::InvalidArgument, what)?;
+        let at = target(mount.destination(), Make::Directory, false)?;
+        steps.push(Step::AttachNew { context, attr: filesystem.attr, at });
+        propagations(&options, steps);
+        return Ok(());
+    }
+    let tree = make_filesystem(&filesystem, None).or_kind(Kind::InvalidArgument, what)?;
     for (propagation, recursive) in &options.propagation {
         let attr = MountAttr { propagation: *propagation, ..MountAttr::default() };
         sys::mount_setattr(tree.as_fd(), *recursive == Recursive::Yes, &attr)
@@ -292,12 +341,7 @@ fn cgroup(
     tmpfs.data.extend(selinux::of_mounts(container.bundle.linux())?);
     let filesystem = NewFilesystem::new("tmpfs", "tmpfs", &tmpfs).or_kind(Kind::Internal, || "options")?;
     let at_root = target(at, Make::Directory, false)?;
-    steps.push(if container.mappings.is_some() {
-        Step::MountNew { filesystem, at: at_root }
-    } else {
-        let tree = make_filesystem(&filesystem, None).or_kind(Kind::Internal, || "mount tmpfs")?;
-        Step::Attach { tree, at: at_root }
-    });
+    steps.push(Step::MountNew { filesystem, at: at_root });
     for hierarchy in cgroup.hierarchies() {
         let tree = bind(&hierarchy.path, Recursive::No)?;
         steps.push(Step::Attach { tree, at: target(&at.join(&hierarchy.name), Make::Directory, false)? });

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{Mode, OFlags};
-use rustix::thread::ThreadNameSpaceType;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::mounts::cstring;
 use super::net_devices::NetDevices;
@@ -50,8 +50,10 @@ impl Namespaces {
 
 /// Namespaces to make become clone flags, those to join become steps.
 pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: &mut Vec<Step>) -> Result<Namespaces> {
+    use LinkNameSpaceType as L;
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Time, User, Uts};
     use ThreadNameSpaceType as T;
+    refuse_mounts_of_the_host(bundle)?;
     let net_devices = NetDevices::of(bundle)?;
     let mut namespaces = Namespaces { flags: 0, born_in: Vec::new(), before: Vec::new(), user: None, net_devices };
     let joined = mappings.and_then(IdMappings::joined);
@@ -73,25 +75,25 @@ pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: 
         }
         steps.push(Step::BecomeRoot);
     }
-    for (kind, name, flag) in [
-        (Network, "network", T::NETWORK),
-        (Ipc, "ipc", T::INTER_PROCESS_COMMUNICATION),
-        (Uts, "uts", T::HOST_NAME_AND_NIS_DOMAIN_NAME),
-        (Pid, "pid", T::PROCESS_ID),
-        (Cgroup, "cgroup", T::CONTROL_GROUP),
-        (Time, "time", T::TIME),
+    for (kind, name, flag, link) in [
+        (Network, "network", T::NETWORK, L::Network),
+        (Ipc, "ipc", T::INTER_PROCESS_COMMUNICATION, L::InterProcessCommunication),
+        (Uts, "uts", T::HOST_NAME_AND_NIS_DOMAIN_NAME, L::HostNameAndNISDomainName),
+        (Pid, "pid", T::PROCESS_ID, L::ProcessID),
+        (Cgroup, "cgroup", T::CONTROL_GROUP, L::ControlGroup),
+        (Time, "time", T::TIME, L::Time),
         // Behind it paths lead elsewhere.
-        (Mount, "mount", T::MOUNT),
+        (Mount, "mount", T::MOUNT, L::Mount),
     ] {
         match (kind, bundle.namespace(kind)) {
             (_, None) => {}
             (_, Some(Some(path))) if in_between && (kind == Pid || mapped) => {
-                namespaces.before.push(Step::Join(open_namespace(path, name)?, name));
+                namespaces.before.push(Step::Join(open_namespace(path, name)?, link, name));
             }
             (_, Some(Some(path))) if kind == Pid || mapped => {
                 namespaces.born_in.push((open_namespace(path, name)?, flag));
             }
-            (_, Some(Some(path))) => steps.push(Step::Join(open_namespace(path, name)?, name)),
+            (_, Some(Some(path))) => steps.push(Step::Join(open_namespace(path, name)?, link, name)),
             // Made once the process is in its cgroup.
             (Cgroup, Some(None)) => {}
             (Network, Some(None)) => {
@@ -113,7 +115,7 @@ pub(super) fn namespaces(bundle: &Bundle, mappings: Option<&IdMappings>, steps: 
     if let Some(joined) = joined {
         // Last, as from in there the others could not be entered.
         let joined = joined.try_clone_to_owned().or_kind(Kind::Unavailable, || "duplicate the user namespace")?;
-        namespaces.before.push(Step::Join(joined, "user"));
+        namespaces.before.push(Step::Join(joined, L::User, "user"));
     }
     Ok(namespaces)
 }
@@ -167,9 +169,24 @@ fn refuse_of_the_host(bundle: &Bundle) -> Result<()> {
     let Some(key) = bundle.linux().sysctl().iter().flatten().map(|(key, _)| key).find(is_of_network) else {
         return Ok(());
     };
-    let inode = |path: &Path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-    if inode(path) == inode(Path::new("/proc/thread-self/ns/net")) {
+    if is_of_the_host(path, "net") {
         bail!(InvalidArgument, "linux.sysctl: {key}: {} is the network namespace of the host", path.display());
     }
     Ok(())
+}
+
+/// pivot_root(2) there would take the host's root away.
+fn refuse_mounts_of_the_host(bundle: &Bundle) -> Result<()> {
+    match bundle.namespace(LinuxNamespaceType::Mount).flatten() {
+        Some(path) if is_of_the_host(path, "mnt") => {
+            bail!(InvalidArgument, "linux.namespaces: {} is the mount namespace of the host", path.display())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a path leads to this process's own namespace of a kind, by its name in /proc.
+fn is_of_the_host(path: &Path, kind: &str) -> bool {
+    let inode = |path: &Path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+    inode(path).is_some_and(|found| Some(found) == inode(&Path::new("/proc/thread-self/ns").join(kind)))
 }

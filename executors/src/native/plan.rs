@@ -28,7 +28,7 @@ use crate::console::Console;
 use crate::error::{OrKind, Result, bail};
 use crate::hooks::Hooks;
 use crate::resctrl::Resctrl;
-use crate::rootfs::Rootfs;
+use crate::rootfs::{OnHost, Rootfs};
 use crate::sys::{self, CStringArray, MountAttr};
 use crate::{CreateOptions, Kind, Stdio};
 
@@ -52,6 +52,8 @@ pub(crate) struct Compiled {
     pub filter: Option<Filter>,
     /// The container's ids, where it has a user namespace.
     pub mappings: Option<IdMappings>,
+    /// The rootfs, where the container has no mount namespace.
+    pub on_host: Option<OnHost>,
 }
 
 /// Compiles everything. The bundle's spec was checked when it was opened; what is found out here depends on the host.
@@ -87,7 +89,12 @@ pub(crate) fn compile(
         steps.push(Step::Unshare(libc::CLONE_NEWCGROUP, "cgroup"));
     }
     steps.push(Step::Umask(0));
-    if options.no_pivot_root {
+    let own_mounts = bundle.namespace(LinuxNamespaceType::Mount).is_some();
+    let on_host = if own_mounts { None } else { Some(OnHost::new(&rootfs, bundle)?) };
+    if for_guest && !own_mounts {
+        bail!(Unimplemented, "linux.namespaces: a WebAssembly container needs a mount namespace");
+    }
+    if options.no_pivot_root && own_mounts {
         // Before the container has mounts, which this must not change.
         steps.push(move_root::isolate());
     }
@@ -95,7 +102,12 @@ pub(crate) fn compile(
     apparmor(process, &mut steps)?;
     steps.extend(selinux::of_program(process)?);
     // From here on the container's root is "/".
-    steps.push(if options.no_pivot_root { move_root::step()? } else { Step::PivotRoot });
+    steps.push(match () {
+        // The host's mounts are its own: nothing of them may be moved or detached.
+        () if !own_mounts => Step::ChangeRoot(None),
+        () if options.no_pivot_root => move_root::step()?,
+        () => Step::PivotRoot,
+    });
     if let Some((flags, recursive)) = rootfs_propagation(bundle)? {
         let recursive = if recursive == Recursive::Yes { libc::MS_REC } else { 0 };
         steps.push(Step::RootfsPropagation(flags | recursive));
@@ -103,8 +115,9 @@ pub(crate) fn compile(
     steps.extend(scheduling::of_process(process)?);
     steps.extend(scheduling::of_container(bundle.linux())?.steps());
     let filter = Filter::of(bundle)?;
-    user::compile(process, mappings.is_some(), filter.as_ref(), stdio, &mut steps)?;
-    let mut plan = program(process, payload, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)?;
+    let filtered = user::compile(process, mappings.is_some(), filter.as_ref(), stdio, &mut steps)?;
+    let loading = filter.as_ref().map(|filter| (filter, filtered));
+    let mut plan = program(process, payload, &environment, loading, Some(Step::AwaitStart), steps)?;
     plan.keep_through_hooks();
     if let Some(label) = selinux::of_mounts(bundle.linux())? {
         let options = Options { data: vec![label], ..Options::default() };
@@ -112,7 +125,7 @@ pub(crate) fn compile(
             NewFilesystem::new("tmpfs", "tmpfs", &options).or_kind(Kind::InvalidArgument, || "linux.mountLabel")?;
         plan.mask.parameters.extend(labelled.parameters);
     }
-    Ok(Compiled { namespaces, plan, console, filter, mappings })
+    Ok(Compiled { namespaces, plan, console, filter, mappings, on_host })
 }
 
 /// As much of a plan as is decided without looking at the host: no mount is made, and there is no file to start from.
@@ -137,17 +150,19 @@ pub(crate) fn compile_without_host(bundle: &Bundle) -> Result<Plan> {
     steps.extend(scheduling::of_process(process)?);
     steps.extend(scheduling::of_container(bundle.linux())?.steps());
     let filter = bundle.linux().seccomp().as_ref().map(Filter::without_agent).transpose()?;
-    user::compile(process, mapped, filter.as_ref(), Step::Session, &mut steps)?;
+    let filtered = user::compile(process, mapped, filter.as_ref(), Step::Session, &mut steps)?;
     let environment = process.env().clone().unwrap_or_default();
-    program(process, Payload::Spec, &environment, filter.as_ref(), Some(Step::AwaitStart), steps)
+    let loading = filter.as_ref().map(|filter| (filter, filtered));
+    program(process, Payload::Spec, &environment, loading, Some(Step::AwaitStart), steps)
 }
 
-/// The end of a plan: `start`, if it has to be waited for, and the program.
+/// The end of a plan: `start`, if it has to be waited for, and the program. With a filter comes what `user::compile` has
+/// left for after it.
 pub(super) fn program(
     process: &Process,
     payload: Payload,
     environment: &[String],
-    filter: Option<&Filter>,
+    loading: Option<(&Filter, Option<Step>)>,
     start: Option<Step>,
     mut steps: Vec<Step>,
 ) -> Result<Plan> {
@@ -171,13 +186,19 @@ pub(super) fn program(
     if start.is_some() {
         steps.push(Step::CloseOthers);
     }
-    // As late as can be, so that the filter need not allow what came before. The agent is told at create, as runc does it.
-    let filter = filter.filter(|_| process.no_new_privileges() == Some(true));
-    let before_start = filter.is_some_and(Filter::notifies);
-    let load = |filter: &Filter| [Step::CloseForExec, filter.step()];
-    steps.extend(filter.filter(|_| before_start).into_iter().flat_map(load));
-    steps.extend(start);
-    steps.extend(filter.filter(|_| !before_start).into_iter().flat_map(load));
+    // As late as can be, so that the filter need not allow what came before: but a created process has no capability that is
+    // for loading it, and the agent is told at create, as runc does it.
+    let Some((filter, filtered)) = loading else {
+        steps.extend(start);
+        return executing(program, argv, environment, called, steps);
+    };
+    let before_start = filter.notifies() || process.no_new_privileges() != Some(true);
+    let load = [Step::CloseForExec, filter.step()].into_iter().chain(filtered);
+    if before_start {
+        steps.extend(load.chain(start));
+    } else {
+        steps.extend(start.into_iter().chain(load));
+    }
     executing(program, argv, environment, called, steps)
 }
 
@@ -241,7 +262,10 @@ fn file_systems(
     };
     // The old root goes away in the end, but pivot_root refuses while the new one's parent is shared.
     let root = if base == 0 { slave } else { base };
-    steps.push(Step::RootPropagation(root | libc::MS_REC));
+    let own_mounts = bundle.namespace(LinuxNamespaceType::Mount).is_some();
+    if own_mounts {
+        steps.push(Step::RootPropagation(root | libc::MS_REC));
+    }
     let (tree, at) = rootfs.into_parts();
     // A copy of a shared mount (systemd makes all of a host's so) is its peer: what the container mounts in it would appear
     // on the host, and pivot_root refuses it.
@@ -250,6 +274,11 @@ fn file_systems(
     // With a user namespace from the folder that was entered for it.
     let at = at.file_name().map(Path::new).filter(|_| mappings.is_some()).unwrap_or(&at);
     steps.push(Step::AttachRootfs { tree, at: cstring(at)? });
+    if !own_mounts {
+        // What is attached to a shared mount becomes shared (mount_namespaces(7)).
+        let attr = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+        steps.push(Step::SetAttr { attr, recursive: true });
+    }
     let last = mounts::compile(bundle, mappings, cgroup, base, steps)?;
     if !binds_dev(bundle) {
         devices(bundle, mappings.is_some(), steps)?;

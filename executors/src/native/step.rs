@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit};
 use rustix::termios::Winsize;
-use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType};
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::filesystem::NewFilesystem;
 use super::resolve::Make;
@@ -25,6 +25,19 @@ pub(crate) struct Target {
     pub make: Make,
     /// Refuse symlinks on the way: for procfs and sysfs, whose paths later steps trust (CVE-2023-27561).
     pub no_symlinks: bool,
+}
+
+/// A file or folder of the host that is bound. The child finds it by its path, in its own copy of the host's mounts.
+pub(crate) struct Source {
+    /// Without symlinks.
+    pub path: CString,
+    /// Device and inode of what the parent has looked at.
+    pub file: (u64, u64),
+    pub recursive: bool,
+    /// What is changed of the copy, each with whether that is recursive.
+    pub changes: Vec<(MountAttr, bool)>,
+    /// The same for a mount whose attributes are locked by whoever made this mount namespace (mount_namespaces(7)).
+    pub changes_of_locked: Vec<(MountAttr, bool)>,
 }
 
 /// The program that the last step executes.
@@ -54,8 +67,8 @@ pub(crate) enum Step {
     BecomeRoot,
     /// SIGKILL when the thread that made this process ends (PR_SET_PDEATHSIG): a hook of a dead shim is nobody's.
     DieWithParent,
-    /// Join the namespace behind the descriptor. The text says which, for errors.
-    Join(OwnedFd, &'static str),
+    /// Join the namespace behind the descriptor, which must be of this kind. The text says which, for errors.
+    Join(OwnedFd, LinkNameSpaceType, &'static str),
     /// Join these namespaces (CLONE_NEW*) of the process behind the pidfd.
     JoinContainer(OwnedFd, ThreadNameSpaceType),
     /// Namespaces that must be made after the process is in its cgroups.
@@ -85,7 +98,19 @@ pub(crate) enum Step {
         tree: OwnedFd,
         at: Target,
     },
-    /// Make attributes or propagation of the mount attached by the last `Attach` or `MountNew` so.
+    /// Mount a file system that the parent has made, and attach it.
+    AttachNew {
+        context: OwnedFd,
+        /// MOUNT_ATTR_* flags.
+        attr: u64,
+        at: Target,
+    },
+    /// Attach a copy of a mount of the host's.
+    Bind {
+        source: Source,
+        at: Target,
+    },
+    /// Make attributes or propagation of the mount attached by the last step so.
     SetAttr {
         attr: MountAttr,
         recursive: bool,
@@ -150,6 +175,8 @@ pub(crate) enum Step {
     MoveRoot {
         others: Vec<CString>,
     },
+    /// Instead of that, in the host's mount namespace: chroot(2) into this folder, or into the rootfs.
+    ChangeRoot(Option<OwnedFd>),
     /// Propagation of the rootfs mount, after it became `/`.
     RootfsPropagation(u64),
     /// The three standard descriptors, made the user's so that it may reopen them by /proc/self/fd.
@@ -187,6 +214,8 @@ pub(crate) enum Step {
         sets: CapabilitySets,
         ambient: CapabilitySet,
     },
+    /// The same but for the ambient ones, by the one call that a filter must allow.
+    CapabilitySets(CapabilitySets),
     Umask(u32),
     /// Make the folder that the process is to run in, if it is missing.
     MakeCwd(CString),
@@ -233,9 +262,11 @@ impl Step {
         match self {
             Step::JoinCgroups(fds) => fds.iter().map(AsRawFd::as_raw_fd).collect(),
             Step::Stdio { fds, .. } => fds.iter().map(AsRawFd::as_raw_fd).collect(),
-            Step::Join(fd, _) | Step::JoinContainer(fd, _) | Step::Console(fd) | Step::CwdOf(fd) => one(fd),
+            Step::Join(fd, ..) | Step::JoinContainer(fd, _) | Step::Console(fd) | Step::CwdOf(fd) => one(fd),
+            Step::AttachNew { context, .. } => one(context),
             Step::AttachRootfs { tree, .. } | Step::Attach { tree, .. } => one(tree),
             Step::GuestRootOfContainer { init, .. } => one(init),
+            Step::ChangeRoot(root) => root.iter().map(AsRawFd::as_raw_fd).collect(),
             Step::Terminal { slave, .. } => slave.iter().map(AsRawFd::as_raw_fd).collect(),
             Step::Sysctl { proc_sys, .. } => one(proc_sys),
             _ => Vec::new(),
@@ -259,7 +290,7 @@ impl fmt::Display for Step {
             Step::EnterFolder(path) => write!(f, "root: chdir to {}", Text(path)),
             Step::BecomeRoot => write!(f, "linux.uidMappings: become the root of the user namespace"),
             Step::DieWithParent => write!(f, "set the signal for the end of the shim"),
-            Step::Join(_, name) => write!(f, "linux.namespaces: join the {name} namespace"),
+            Step::Join(_, _, name) => write!(f, "linux.namespaces: join the {name} namespace"),
             Step::JoinContainer(..) => write!(f, "join the container's namespaces"),
             Step::Unshare(_, name) => write!(f, "linux.namespaces: make a {name} namespace"),
             Step::TimeOffsets(offsets) => write!(f, "linux.timeOffsets: set {:?}", offsets),
@@ -270,7 +301,8 @@ impl fmt::Display for Step {
             Step::Sysctl { path, value, .. } => write!(f, "linux.sysctl: write {value:?} to /proc/sys/{}", Text(path)),
             Step::RootPropagation(_) => write!(f, "linux.rootfsPropagation: change the propagation of /"),
             Step::AttachRootfs { at, .. } => write!(f, "root: attach the rootfs at {}", Text(at)),
-            Step::Attach { at, .. } => write!(f, "mounts: attach at {}", Text(&at.path)),
+            Step::Attach { at, .. } | Step::AttachNew { at, .. } => write!(f, "mounts: attach at {}", Text(&at.path)),
+            Step::Bind { source, at } => write!(f, "mounts: bind {} at {}", Text(&source.path), Text(&at.path)),
             Step::SetAttr { .. } => write!(f, "mounts: mount_setattr"),
             Step::MountNew { filesystem, at } | Step::MountLike { filesystem, at, .. } => {
                 write!(f, "mounts: mount {} at {}", Text(&filesystem.fstype), Text(&at.path))
@@ -286,6 +318,7 @@ impl fmt::Display for Step {
             }
             Step::ReadonlyRootfs => write!(f, "root.readonly: make the rootfs read-only"),
             Step::PivotRoot => write!(f, "pivot_root"),
+            Step::ChangeRoot(_) => write!(f, "chroot"),
             Step::MoveRoot { .. } => write!(f, "no_pivot_root: move the rootfs onto /"),
             Step::RootfsPropagation(_) => write!(f, "linux.rootfsPropagation: change the propagation of the rootfs"),
             Step::Stdio { .. } => write!(f, "set up stdio"),
@@ -304,7 +337,7 @@ impl fmt::Display for Step {
             Step::KeepCapabilities => write!(f, "keep capabilities"),
             Step::Groups(_) => write!(f, "process.user.additionalGids: setgroups"),
             Step::Ids { uid, gid } => write!(f, "process.user: become {uid}:{gid}"),
-            Step::Capabilities { .. } => write!(f, "process.capabilities: set"),
+            Step::Capabilities { .. } | Step::CapabilitySets(_) => write!(f, "process.capabilities: set"),
             Step::Umask(mask) => write!(f, "process.user.umask: {mask:04o}"),
             Step::CwdOf(_) => write!(f, "chdir"),
             Step::MakeCwd(path) => write!(f, "process.cwd: make {}", Text(path)),

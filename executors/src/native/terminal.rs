@@ -20,17 +20,18 @@ pub(super) fn terminal(
     mappings: Option<&IdMappings>,
     steps: &mut Vec<Step>,
 ) -> Result<(Step, Option<Console>)> {
-    let is_new_devpts = |step: &Step| {
-        matches!(step, Step::MountNew { filesystem, at }
-            if filesystem.fstype.as_c_str() == c"devpts" && at.path.as_c_str() == c"/dev/pts")
+    let is_mounted_there = |step: &Step| match step {
+        Step::MountNew { filesystem, at } => filesystem.fstype.as_c_str() == c"devpts" && is_devpts(at),
+        Step::AttachNew { at, .. } | Step::Bind { at, .. } => is_devpts(at),
+        _ => false,
     };
-    if steps.iter().any(is_new_devpts) {
-        // It is not there yet.
+    if steps.iter().any(is_mounted_there) {
+        // By the child: it is not there yet.
         steps.push(Step::OpenTerminal { size: console::size(process)? });
         return Ok((Step::Terminal { slave: None, uid: process.user().uid() }, None));
     }
     let devpts = steps.iter().rev().find_map(|step| match step {
-        Step::Attach { tree, at } if at.path.as_c_str() == c"/dev/pts" => Some(tree.as_fd()),
+        Step::Attach { tree, at } if is_devpts(at) => Some(tree.as_fd()),
         _ => None,
     });
     let (console, slave, mount) = match devpts {
@@ -54,4 +55,8 @@ pub(super) fn terminal(
     console.resize_to(process)?;
     steps.push(mount);
     Ok((user::terminal(process, mappings, &slave)?, Some(console)))
+}
+
+fn is_devpts(at: &Target) -> bool {
+    at.path.as_c_str() == c"/dev/pts"
 }

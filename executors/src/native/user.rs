@@ -32,13 +32,16 @@ pub(super) fn limits(process: &Process) -> impl Iterator<Item = (Resource, Rlimi
 /// Stdio, cwd, umask, limits, user, groups, capabilities and no_new_privs, in the order in which each still may.
 ///
 /// `mapped` says that the process is in a user namespace of its container's.
+///
+/// Returns what is left to do once a filter is loaded. Without no_new_privs loading it takes CAP_SYS_ADMIN (seccomp(2)), so
+/// the process keeps that until then.
 pub(super) fn compile(
     process: &Process,
     mapped: bool,
     filter: Option<&Filter>,
     stdio: Step,
     steps: &mut Vec<Step>,
-) -> Result<()> {
+) -> Result<Option<Step>> {
     let user = process.user();
     let (uid, gid) = (user.uid(), user.gid());
     let cwd = |may_fail| cstring(process.cwd()).map(|path| Step::Cwd { path, may_fail });
@@ -47,21 +50,26 @@ pub(super) fn compile(
     steps.push(Step::Umask(user.umask().unwrap_or(0o022)));
     // After what opens files: there may be few.
     steps.extend(limits(process).map(|(resource, limit)| Step::Rlimit(resource, limit)));
-    if process.no_new_privileges() == Some(true) {
+    let no_new_privileges = process.no_new_privileges() == Some(true);
+    if no_new_privileges {
         steps.push(Step::NoNewPrivileges);
-    } else {
-        // Without no_new_privs a filter takes CAP_SYS_ADMIN, which is about to be dropped (seccomp(2)).
-        steps.extend(filter.map(Filter::step));
     }
-    let capabilities = Capabilities::new(process.capabilities().as_ref(), if mapped { known() } else { held() });
+    let held = if mapped { known() } else { held() };
+    let capabilities = Capabilities::new(process.capabilities().as_ref(), held);
     steps.push(Step::BoundingSet { keep: capabilities.bounding });
     steps.push(Step::KeepCapabilities);
     let groups = user.additional_gids().as_deref().unwrap_or_default();
     steps.push(Step::Groups(groups.iter().map(|gid| Gid::from_raw(*gid)).collect()));
     steps.push(Step::Ids { uid, gid });
-    steps.push(Step::Capabilities { sets: capabilities.sets, ambient: capabilities.ambient });
+    let mut sets = capabilities.sets;
+    if filter.is_some() && !no_new_privileges {
+        let loading = CapabilitySet::SYS_ADMIN & held;
+        sets.effective |= loading;
+        sets.permitted |= loading;
+    }
+    steps.push(Step::Capabilities { sets, ambient: capabilities.ambient });
     steps.push(cwd(false)?);
-    Ok(())
+    Ok((sets != capabilities.sets).then_some(Step::CapabilitySets(capabilities.sets)))
 }
 
 /// The step that makes these the process's standard streams.

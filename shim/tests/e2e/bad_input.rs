@@ -85,6 +85,9 @@ pub const CASES: &[Case] = &[
     Case::new("module_without_entry_point", |test| case_of(test, "/no-entry.wasm", &["_start"])).kinds(WASM),
     Case::new("module_with_an_unknown_import", |test| case_of(test, "/missing-import.wasm", &["env", "not_provided"]))
         .kinds(WASM),
+    Case::new("module_in_text_form", |test| case_of(test, "/text.wasm", &["WebAssembly text"])).kinds(WASM),
+    Case::new("module_with_threads", |test| case_of(test, "/threads.wasm", &["thread-spawn", "wasi-threads"]))
+        .kinds(WASM),
     Case::new("function_missing", |test| case_of(test, "/function.wasm#no_such", &["no_such"])).kinds(WASM),
     Case::new("second_create_of_the_same_id", |test| {
         let running = test.run(&["spin"]).spawn()?;

@@ -18,6 +18,17 @@ pub const CASES: &[Case] = &[
         crashed(task, test, 137)
     })
     .all(),
+    Case::new("without_a_mount_namespace", |test| {
+        let spec = crate::namespaces::without_mounts(test.spec(&["pause"])?)?;
+        let rootfs = spec.value["root"]["path"].as_str().context("root.path")?.to_owned();
+        let task = test.task_of(spec)?;
+        let rootfs = task.server.bundle().join(rootfs);
+        crashed(task, test, 137)?;
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").context("mountinfo")?;
+        ensure!(!mountinfo.contains(&*rootfs.to_string_lossy()), "{mountinfo}");
+        Ok(())
+    })
+    .hybrid_only(),
     Case::new("stopped", |test| {
         let task = test.task(&["exit", "7"])?;
         ensure!(task.wait().context("Wait")?.exit_status == test.kind.code(7) as u32, "exit status");

@@ -280,6 +280,8 @@ fn failing_start(test: &Test, turn: &str) -> Result<()> {
     let names = hooks.names()?;
     ensure!(!names.contains(&"never".to_owned()), "{names:?}");
     ensure!(names.ends_with(&["poststop-0", "poststop-1"].map(str::to_owned)), "{names:?}");
+    // As with runc, whose start has succeeded when init runs its own.
+    ensure!(names.contains(&"poststart-0".to_owned()) == inside, "{names:?}");
     hooks.remove()
 }
 

@@ -61,7 +61,10 @@ mod user_namespace;
 mod wasm;
 mod wasm_bad_input;
 mod wasm_compiling;
+mod wasm_load;
 mod wasm_network;
+mod wasm_policy;
+mod wasm_python;
 mod wasm_service;
 
 use anyhow::Result;
@@ -104,12 +107,15 @@ const THEMES: &[(&str, &[Case])] = &[
     ("user_namespace", user_namespace::CASES),
     ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
-    ("artifacts", artifacts::CASES),
-    ("precompile", precompile::CASES),
     ("wasm_bad_input", wasm_bad_input::CASES),
     ("wasm_compiling", wasm_compiling::CASES),
+    ("artifacts", artifacts::CASES),
+    ("precompile", precompile::CASES),
     ("wasm_network", wasm_network::CASES),
+    ("wasm_policy", wasm_policy::CASES),
     ("wasm_service", wasm_service::CASES),
+    ("wasm_load", wasm_load::CASES),
+    ("wasm_python", wasm_python::CASES),
     ("bad_input", bad_input::CASES),
     ("protocol", protocol::CASES),
     ("table", table::CASES),

@@ -69,6 +69,44 @@ pub const CASES: &[Case] = &[
         Ok(())
     })
     .all(),
+    Case::new("tmpcopyup_with_extended_attributes", |test| {
+        let folder = Volume::new(test.containerd)?;
+        folder.file("file", "text")?;
+        // A file capability: CAP_NET_RAW, permitted and effective (capabilities(7), "File capabilities").
+        let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        set_attribute(&folder.path().join("file"), "security.capability", &capability)?;
+        let spec = test.spec(&["pause"])?;
+        let spec = spec.mount(json!({"destination": "/data", "type": "bind", "source": folder.path(), "options": ["bind", "ro"]}))?;
+        let task = test.task_of(spec.mount(tmpfs("/data", json!(["tmpcopyup", "mode=755"])))?)?;
+        let path = format!("/proc/{}/root/data/file", task.pid);
+        let mut value = [0; 64];
+        let length = rustix::fs::getxattr(&path, "security.capability", &mut value[..]).with_context(|| path.clone())?;
+        ensure!(value[..length] == capability, "{:?}", &value[..length]);
+        task.end()
+    })
+    .hybrid_only(), // runc copies none
+    Case::new("mountinfo_has_the_spec_s_order", |test| {
+        let folder = Volume::new(test.containerd)?;
+        let bind = |at: &str| json!({"destination": at, "type": "bind", "source": folder.path(), "options": ["rbind", "ro"]});
+        let mut spec = test.spec(&["cat", "/proc/self/mountinfo"])?;
+        let added = ["/data/b", "/data/c", "/data/a", "/data/d", "/data/e"];
+        spec = spec.mount(tmpfs("/data", json!(["mode=755"])))?;
+        for (number, at) in added.iter().enumerate() {
+            spec = spec.mount(if number % 2 == 0 { bind(at) } else { tmpfs(at, json!(["mode=700", "size=1m"])) })?;
+        }
+        let output = spec.run()?.done()?;
+        let points: Vec<&str> = output.stdout.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        let place = |at: &str| points.iter().position(|point| *point == at).with_context(|| format!("{at}: {output}"));
+        let default = ["/", "/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/data"];
+        let places = default.iter().chain(&added).map(|at| place(at)).collect::<Result<Vec<_>>>()?;
+        ensure!(places.is_sorted(), "{places:?}: {output}");
+        Ok(())
+    })
+    .all(),
+    Case::new("options_of_a_file_system_on_a_bind", |test| {
+        let mount = json!({"destination": "/data", "type": "bind", "source": "/etc", "options": ["rbind", "mode=755", "size=1k", "ro"]});
+        flags(test, mount, &["ro"])
+    }),
     Case::new("bind_attributes_are_those_named", |test| {
         let source = Mounted::new(test, "nosuid,noexec")?;
         for (options, expected) in [
@@ -183,7 +221,6 @@ pub const CASES: &[Case] = &[
         mapped_tmpfs["gidMappings"] = ids;
         for (mount, words) in [
             (json!({"destination": "/data", "type": "bind", "source": "/no/such", "options": ["bind"]}), ["/data", "/no/such"]),
-            (bind(json!(["bind", "size=5"])), ["/data", "size"]),
             (bind(json!(["bind", "idmap"])), ["/data", "uidMappings"]),
             (half, ["/data", "gidMappings"]),
             (mapped_tmpfs, ["/data", "only ids of a bind"]),
@@ -279,4 +316,9 @@ impl Drop for Mounted {
         // In a mount namespace that ends with the run.
         let _ = Command::new("umount").arg("-l").arg(self.0.path()).output();
     }
+}
+
+fn set_attribute(path: &std::path::Path, name: &str, value: &[u8]) -> Result<()> {
+    rustix::fs::setxattr(path, name, value, rustix::fs::XattrFlags::empty())
+        .with_context(|| format!("setting {name} of {}", path.display()))
 }

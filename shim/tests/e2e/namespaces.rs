@@ -120,6 +120,44 @@ pub const CASES: &[Case] = &[
         task.end()?;
         holder.finish()?.exits(0).map(drop)
     }),
+    Case::new("of_another_kind", |test| {
+        for (kind, path, words) in [
+            ("mount", "/proc/self/ns/net", ["linux.namespaces", "mount namespace"]),
+            ("network", "/proc/self/ns/mnt", ["linux.namespaces", "network namespace"]),
+            ("cgroup", "/proc/self/ns/ipc", ["linux.namespaces", "cgroup namespace"]),
+            // Its root would be moved away.
+            ("mount", "/proc/self/ns/mnt", ["linux.namespaces", "mount namespace of the host"]),
+        ] {
+            refused(test, &with_namespace(test.spec(&["hello"])?, kind, Some(path))?, &words)?;
+        }
+        Ok(())
+    })
+    .hybrid_only(), // runc moves the host's root away
+    Case::new("mounts_of_the_host", |test| {
+        let spec = without_mounts(test.spec(&["pause"])?)?;
+        let rootfs = spec.value["root"]["path"].as_str().context("root.path")?.to_owned();
+        let task = test.task_of(spec)?;
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).context("reading a namespace");
+        ensure!(of("self")? == of(&task.pid.to_string())?, "it has a mount namespace");
+        let seen = task.exec("passwd", &["cat", "/etc/passwd"])?.run()?.exits(0)?;
+        ensure!(seen.stdout.contains("/bin/probe"), "{seen}");
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").context("mountinfo")?;
+        let rootfs = task.server.bundle().join(rootfs);
+        for below in ["", "/proc", "/dev/pts"] {
+            let at = format!(" {}{below} ", rootfs.display());
+            let line = mountinfo.lines().find(|line| line.contains(&at)).with_context(|| format!("nothing at{at}"))?;
+            ensure!(!line.contains(" shared:"), "{line}");
+        }
+        task.end()?;
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").context("mountinfo")?;
+        ensure!(!mountinfo.contains(&format!(" {}", rootfs.display())), "{mountinfo}");
+        // What fails later is undone.
+        let id = test.other("fails");
+        let spec = of_its_own(without_mounts(test.spec(&["no-such-program"])?)?, &id)?;
+        spec.set("/process/args", json!(["/no/such/program"]))?.run()?.id(&id).output()?.refused(&["process.args"])?;
+        Ok(())
+    })
+    .hybrid_only(), // runc leaves the rootfs mounted
 ];
 
 /// Not through `ctr`, as that of 1.6 does not know all fields.
@@ -152,6 +190,13 @@ fn with_namespace<'a>(mut spec: Spec<'a>, kind: &str, path: Option<&str>) -> Res
         None => json!({"type": kind}),
     });
     Ok(spec)
+}
+
+/// The spec without a mount namespace, and without what needs one.
+pub fn without_mounts(mut spec: Spec<'_>) -> Result<Spec<'_>> {
+    let namespaces = spec.value["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+    namespaces.retain(|namespace| namespace["type"] != "mount");
+    spec.set("/linux/maskedPaths", json!([]))?.set("/linux/readonlyPaths", json!([]))
 }
 
 /// The spec in a cgroup for that container.

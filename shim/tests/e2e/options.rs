@@ -140,7 +140,7 @@ pub const CASES: &[Case] = &[
     .hybrid_only(),
 ];
 
-fn config_file(test: &Test, text: &str) -> Result<String> {
+pub fn config_file(test: &Test, text: &str) -> Result<String> {
     let path = test.containerd.fresh_path("options");
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     Ok(path.display().to_string())

@@ -27,6 +27,12 @@ pub const CASES: &[Case] = &[
         ensure!(output.lines().iter().all(|line| ["ONLY=this", "HOME=/root"].contains(line)), "{output}");
         Ok(())
     }),
+    Case::new("environment_with_a_variable_twice", |test| {
+        let spec = test.spec(&["env"])?.set("/process/env", json!(["A=first", "B=b", "A=last", "HOME=/"]))?;
+        let output = spec.run()?.done()?;
+        ensure!(output.lines() == ["B=b", "A=last", "HOME=/"], "{output}");
+        Ok(())
+    }),
     Case::new("cwd", |test| {
         let output = test.run(&["pwd"]).flags(&["--cwd", "/data"]).done()?;
         ensure!(output.stdout == "/data\n", "{output}");

@@ -60,7 +60,8 @@ pub const CASES: &[Case] = &[
         ensure!(output.code != 0, "{output}");
         Ok(())
     }),
-    Case::new("no_new_privileges_and_few_calls", few_calls).hybrid_only(), // runc itself needs more
+    Case::new("no_new_privileges_and_few_calls", |test| few_calls(test, true)).hybrid_only(), // runc itself needs more
+    Case::new("new_privileges_and_few_calls", |test| few_calls(test, false)).hybrid_only(),
     Case::new("notifications_that_can_be_killed", |test| {
         let agent = Agent::listen(test)?;
         let mut profile = notifying(&json!(agent.path()), "umask");
@@ -194,9 +195,10 @@ fn newer_calls(test: &Test) -> Result<()> {
     Ok(())
 }
 
-/// What the program itself needs is enough for a profile, where no_new_privs lets it be loaded last.
-fn few_calls(test: &Test) -> Result<()> {
-    let names = json!([
+/// What the program itself needs is enough for a profile. Where no_new_privs does not let it be loaded last, CAP_SYS_ADMIN is
+/// dropped after it.
+fn few_calls(test: &Test, no_new_privileges: bool) -> Result<()> {
+    let mut names = json!([
         "execve",
         "read",
         "write",
@@ -215,10 +217,25 @@ fn few_calls(test: &Test) -> Result<()> {
         "newfstatat",
         "exit_group"
     ]);
+    if !no_new_privileges {
+        names.as_array_mut().context("names")?.push(json!("capset"));
+    }
     let profile =
         json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}]});
-    answers(test, profile.clone(), &["hello"], "hello from Linux")?;
-    let task = test.task_of(test.spec(&["pause"])?.set("/linux/seccomp", profile)?)?;
+    let spec = |arguments: &[&str]| {
+        let spec = test.spec(arguments)?.set("/linux/seccomp", profile.clone())?;
+        spec.set("/process/noNewPrivileges", json!(no_new_privileges))
+    };
+    let output = spec(&["hello"])?.run()?.done()?;
+    ensure!(output.stdout == "hello from Linux\n", "{output}");
+    let task = test.created(spec(&["pause"])?, |_| ())?;
+    // Loading it is behind a created process that has new privileges.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", task.pid)).context("status")?;
+    let of = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim();
+    ensure!((of("Seccomp:") == "2") != no_new_privileges, "{status}");
+    let sets = u64::from_str_radix(of("CapPrm:"), 16).context("CapPrm")?;
+    ensure!(sets & 1 << 21 == 0, "CAP_SYS_ADMIN: {status}");
+    task.start().context("Start")?;
     task.exec("one", &["hello"])?.run()?.exits(0)?;
     task.end()
 }

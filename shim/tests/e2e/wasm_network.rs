@@ -23,6 +23,8 @@ pub const CASES: &[Case] = &[
         for (number, (policy, reached)) in cases.into_iter().enumerate() {
             let output = guest(test, number, policy, &[], &["connect", "127.0.0.1", &port])?;
             ensure!((output.code == 0) == reached, "{policy:?}: {output}");
+            let output = run(test, number, policy, &[], &["/socket.wasm", "127.0.0.1", &port])?;
+            ensure!((output.code == 0) == reached, "WASI 0.3, {policy:?}: {output}");
         }
         Ok(())
     })
@@ -90,9 +92,14 @@ pub const CASES: &[Case] = &[
 
 const CASE: &[Kind] = &[Kind::Core];
 
-/// Runs the guest that uses the network, in the test's own. (With `--net-host` `ctr` mounts the host's files over ours.)
+/// Runs the guest of WASI 0.2 that uses the network.
 fn guest(test: &Test, number: usize, policy: &str, mounts: &[Value], arguments: &[&str]) -> Result<Output> {
-    let mut spec = test.spec(&[])?.set("/process/args", json!([&["/network.wasm"], arguments].concat()))?;
+    run(test, number, policy, mounts, &[&["/network.wasm"], arguments].concat())
+}
+
+/// Runs a guest in the test's own network. (With `--net-host` `ctr` mounts the host's files over ours.)
+fn run(test: &Test, number: usize, policy: &str, mounts: &[Value], arguments: &[&str]) -> Result<Output> {
+    let mut spec = test.spec(&[])?.set("/process/args", json!(arguments))?;
     spec = spec.set("/root/path", json!(test.containerd.rootfs("wasm-cases")))?;
     let namespaces = spec.value["linux"]["namespaces"].as_array_mut().context("the spec has namespaces")?;
     namespaces.retain(|namespace| namespace["type"] != "network");

@@ -148,21 +148,45 @@ pub const CASES: &[Case] = &[
         service.ends("TERM", 0)
     })
     .kinds(CASE),
+    Case::new("of_wasi_0_3", |test| {
+        let service = Service::start_of(test, "/handler.wasm", &[])?;
+        // The target is whole, though HTTP/1 has the host elsewhere.
+        ensure!(service.get("/a/b?c=1")?.ends_with("\r\n\r\nlocalhost/a/b?c=1\n"), "no answer");
+        // An instance that had nothing to do for a second is gone, which on a busy machine can be any.
+        let deadline = Instant::now() + PATIENCE;
+        while !service.get("/count")?.ends_with("\n2\n") {
+            ensure!(Instant::now() < deadline, "no instance is used again");
+        }
+        ensure!(service.get("/trap")?.starts_with("HTTP/1.0 500 "), "a trap was answered");
+        ensure!(service.get("/count")?.ends_with("\n1\n"), "an instance that trapped is used again");
+        let refused = service.exchange(b"GET / HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n")?;
+        ensure!(refused.starts_with("HTTP/1.1 400 "), "with a wrong host: {refused}");
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+    Case::new("wasi_0_3_is_used_once_when_asked", |test| {
+        let service = Service::start_of(test, "/handler.wasm", &["io.containerd.hybrid.wasm.http-requests=1"])?;
+        for _ in 0..3 {
+            ensure!(service.get("/count")?.ends_with("\n1\n"), "an instance was used again");
+        }
+        service.ends("INT", 0)
+    })
+    .kinds(CASE),
 ];
 
 const CASE: &[Kind] = &[Kind::Core];
 
-fn annotation(name: &str, value: &str) -> String {
+pub fn annotation(name: &str, value: &str) -> String {
     format!("io.containerd.hybrid.wasm.{name}={value}")
 }
 
 /// An address that nobody listens on.
-fn free() -> Result<SocketAddr> {
+pub fn free() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// Connects as soon as somebody listens.
-fn connect(address: SocketAddr) -> Result<TcpStream> {
+pub fn connect(address: SocketAddr) -> Result<TcpStream> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match TcpStream::connect(address) {
@@ -179,7 +203,7 @@ fn connect(address: SocketAddr) -> Result<TcpStream> {
 }
 
 /// Sends a request and reads to the end of the connection.
-fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
+pub fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
     stream.write_all(request)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("reading the answer")?;
@@ -187,31 +211,36 @@ fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
 }
 
 /// The figures that are shown at an address.
-fn figures(address: SocketAddr) -> Result<String> {
+pub fn figures(address: SocketAddr) -> Result<String> {
     exchange(&mut connect(address)?, b"GET /metrics HTTP/1.1\r\n\r\n")
 }
 
 /// A service in a container that has the test's network.
-struct Service<'a> {
+pub struct Service<'a> {
     test: &'a Test<'a>,
-    id: String,
-    address: SocketAddr,
+    pub id: String,
+    pub address: SocketAddr,
     running: Running,
 }
 
 impl<'a> Service<'a> {
-    /// Starts one, with further annotations.
-    fn start(test: &'a Test<'a>, others: &[&str]) -> Result<Service<'a>> {
+    /// Starts that of WASI 0.2, with further annotations.
+    pub fn start(test: &'a Test<'a>, others: &[&str]) -> Result<Service<'a>> {
+        Service::start_of(test, "/service.wasm", others)
+    }
+
+    /// Starts another.
+    fn start_of(test: &'a Test<'a>, module: &str, others: &[&str]) -> Result<Service<'a>> {
         let address = free()?;
         let annotation = annotation("http-address", &address.to_string());
-        let run = test.run_image("wasm-cases", &["/service.wasm"]).flags(&["--net-host", "--annotation", &annotation]);
+        let run = test.run_image("wasm-cases", &[module]).flags(&["--net-host", "--annotation", &annotation]);
         let run = others.iter().fold(run, |run, other| run.flags(&["--annotation", other]));
         let service = Service { test, id: test.id.clone(), address, running: run.spawn()? };
         drop(service.connect()?);
         Ok(service)
     }
 
-    fn connect(&self) -> Result<TcpStream> {
+    pub fn connect(&self) -> Result<TcpStream> {
         connect(self.address)
     }
 
@@ -219,7 +248,7 @@ impl<'a> Service<'a> {
         exchange(&mut self.connect()?, request)
     }
 
-    fn get(&self, path: &str) -> Result<String> {
+    pub fn get(&self, path: &str) -> Result<String> {
         // Of version 1.0, so that the answer comes in one piece and ends with the connection.
         self.exchange(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())
     }
@@ -232,7 +261,7 @@ impl<'a> Service<'a> {
     }
 
     /// Waits until it takes no connections any more.
-    fn stops_listening(&self) -> Result<()> {
+    pub fn stops_listening(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(self.address).is_ok() {
             ensure!(Instant::now() < deadline, "it still listens");
@@ -242,8 +271,13 @@ impl<'a> Service<'a> {
     }
 
     /// Sends a signal, and expects it to end.
-    fn ends(self, signal: &str, code: i32) -> Result<()> {
+    pub fn ends(self, signal: &str, code: i32) -> Result<()> {
         self.test.kill(&self.id, signal)?;
+        self.ended(code)
+    }
+
+    /// Expects it to end.
+    pub fn ended(self, code: i32) -> Result<()> {
         self.running.finish()?.exits(code).map(drop)
     }
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Response, StatusCode, header};
+use http::uri::{Authority, Scheme};
+use http::{Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,6 +17,7 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::MAX_REQUESTS;
 use super::activity::{Active, Activity};
+use super::connection::Open;
 use super::pool::Pool;
 use crate::metrics::Metrics;
 
@@ -38,15 +40,12 @@ impl Answerer {
     }
 
     /// Answers one request, always.
-    pub async fn answer(self, request: http::Request<Incoming>) -> Result<Response<Counted>, Infallible> {
+    pub async fn answer(self, request: http::Request<Incoming>, open: Open) -> Result<Response<Counted>, Infallible> {
         let inner = &self.0;
         let place = inner.room.clone().acquire_owned().await.ok();
         let counted = Arc::new(InFlight::new(inner));
-        let response = if request.uri().authority().is_none() && !request.headers().contains_key(header::HOST) {
-            // RFC 9112, 3.2; and WASI 0.2 needs an authority.
-            plain(StatusCode::BAD_REQUEST)
-        } else {
-            let what = format!("{} {}", request.method(), request.uri());
+        let what = format!("{} {}", request.method(), request.uri());
+        let response = if let Some(request) = with_target(request) {
             let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
             match inner.handler.handle(Waiting(Arc::downgrade(&counted)), request).await {
                 Ok(response) => response,
@@ -62,11 +61,25 @@ impl Answerer {
                     })
                 }
             }
+        } else {
+            plain(StatusCode::BAD_REQUEST)
         };
         let class = usize::from(response.status().as_u16() / 100).clamp(1, 5) - 1;
         inner.metrics.responses[class].fetch_add(1, Relaxed);
-        Ok(response.map(|body| Counted { body, _held: (place, counted) }))
+        Ok(response.map(|body| Counted { body, _held: (place, counted, open) }))
     }
+}
+
+/// Completes a request's target by its Host (RFC 9110, 7.1), as guests ask for scheme and authority. `None` if there is no
+/// Host to take, or a wrong one (RFC 9112, 3.2).
+fn with_target(mut request: http::Request<Incoming>) -> Option<http::Request<Incoming>> {
+    if request.uri().authority().is_none() {
+        let mut target = std::mem::take(request.uri_mut()).into_parts();
+        target.authority = Some(Authority::try_from(request.headers().get(header::HOST)?.as_bytes()).ok()?);
+        target.scheme = Some(Scheme::HTTP);
+        *request.uri_mut() = Uri::from_parts(target).ok()?;
+    }
+    Some(request)
 }
 
 /// A response of our own.
@@ -111,7 +124,7 @@ impl Waiting {
 /// A response's body. Until it is sent, or given up, its request is being answered.
 pub(super) struct Counted {
     body: WasiBody,
-    _held: (Option<OwnedSemaphorePermit>, Arc<InFlight>),
+    _held: (Option<OwnedSemaphorePermit>, Arc<InFlight>, Open),
 }
 
 impl Body for Counted {

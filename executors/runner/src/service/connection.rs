@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,10 @@ use super::answer::Answerer;
 
 /// How long a client may take for the head of a request.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a client that has no answer to come may take at the end: for the rest of a request that it has begun, or to hear
+/// of the end.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// What a connection of HTTP/2 begins with, as far as no request of HTTP/1.1 does.
 const PREFACE: &[u8; 4] = b"PRI ";
@@ -44,31 +50,59 @@ pub(super) async fn serve(mut stream: TcpStream, answerer: Answerer, mut end: wa
         return;
     }
     let is_http2 = head == PREFACE;
-    let io = TokioIo::new(Begun { head, stream });
-    let service = service_fn(move |request| answerer.clone().answer(request));
+    let open = Open::default();
+    let io = TokioIo::new(Begun { head, stream, open: open.clone() });
+    let of_requests = open.clone();
+    let service = service_fn(move |request| answerer.clone().answer(request, of_requests.clone()));
     // What goes wrong here is the client's doing, and its own affair.
     if is_http2 {
         let mut builder = http2::Builder::new(Tasks);
         let connection = builder.timer(Clock).serve_connection(io, service);
-        until(connection, &mut end, |connection| connection.graceful_shutdown()).await;
+        until(connection, &mut end, &open, |connection| connection.graceful_shutdown()).await;
     } else {
         let mut builder = http1::Builder::new();
         let builder = builder.timer(Clock).header_read_timeout(PATIENCE);
         let connection = builder.serve_connection(io, service);
-        until(connection, &mut end, |connection| connection.graceful_shutdown()).await;
+        until(connection, &mut end, &open, |connection| connection.graceful_shutdown()).await;
     }
 }
 
 /// Serves a connection to its end. When the end of all is asked for before, `shutdown` lets it finish what it has begun.
-async fn until<C: Future>(connection: C, end: &mut watch::Receiver<bool>, shutdown: impl FnOnce(Pin<&mut C>)) {
+async fn until<C: Future>(
+    connection: C,
+    end: &mut watch::Receiver<bool>,
+    open: &Open,
+    shutdown: impl FnOnce(Pin<&mut C>),
+) {
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         _ = connection.as_mut() => true,
         _ = end.wait_for(|end| *end) => false,
     };
-    if !ended {
-        shutdown(connection.as_mut());
-        let _ = connection.await;
+    if ended {
+        return;
+    }
+    shutdown(connection.as_mut());
+    while tokio::time::timeout(LAST_WORD, connection.as_mut()).await.is_err() && !open.is_quiet() {}
+}
+
+/// What a connection still has to do. Each request that is being answered holds one.
+#[derive(Clone, Default)]
+pub(super) struct Open(Arc<AtomicBool>);
+
+impl Open {
+    /// Those of the connection itself: that of [`serve`], of the stream and of the service.
+    const OWN: usize = 3;
+
+    /// Whether nothing is being answered and nothing of an answer waits for the client.
+    fn is_quiet(&self) -> bool {
+        Arc::strong_count(&self.0) == Open::OWN && !self.0.load(Relaxed)
+    }
+
+    /// Notes whether the client keeps us from writing.
+    fn written<T>(&self, outcome: Poll<T>) -> Poll<T> {
+        self.0.store(outcome.is_pending(), Relaxed);
+        outcome
     }
 }
 
@@ -76,6 +110,7 @@ async fn until<C: Future>(connection: C, end: &mut watch::Receiver<bool>, shutdo
 struct Begun {
     head: Vec<u8>,
     stream: TcpStream,
+    open: Open,
 }
 
 impl AsyncRead for Begun {
@@ -92,7 +127,8 @@ impl AsyncRead for Begun {
 
 impl AsyncWrite for Begun {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.open.written(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -50,9 +50,7 @@ impl List<'_> {
             }
         }
         match memory.disable_oom_killer() {
-            Some(true) if self.v2 => {
-                bail!(Unimplemented, "linux.resources.memory.disableOOMKiller: cgroup v2 has no such switch")
-            }
+            Some(true) if self.v2 => not_on_v2("disableOOMKiller"),
             // A new cgroup has it on.
             Some(disable) if !self.v2 && (disable || self.now.is_some()) => {
                 let field = "linux.resources.memory.disableOOMKiller";
@@ -65,9 +63,10 @@ impl List<'_> {
                 bail!(InvalidArgument, "linux.resources.memory.swappiness: {swappiness} is above 100");
             }
             if self.v2 {
-                bail!(Unimplemented, "linux.resources.memory.swappiness: cgroup v2 has no such switch");
+                not_on_v2("swappiness");
+            } else {
+                self.add("linux.resources.memory.swappiness", Controllers::Mem, "memory.swappiness", swappiness);
             }
-            self.add("linux.resources.memory.swappiness", Controllers::Mem, "memory.swappiness", swappiness);
         }
         // Kernel memory limits are gone from the kernel; the spec says they may be ignored (config-linux.md, "Memory"), and
         // clients still send them.
@@ -104,4 +103,9 @@ impl List<'_> {
             (None, None) => None,
         })
     }
+}
+
+/// As with runc, whose users have it in specs that are for both versions.
+fn not_on_v2(field: &str) {
+    log::warn!("linux.resources.memory.{field} is ignored: cgroup v2 has no such switch");
 }

@@ -288,6 +288,12 @@ mod tests {
     }
 
     #[test]
+    fn what_v2_has_not_is_left_out() {
+        assert_eq!(new(json!({"memory": {"swappiness": 10, "disableOOMKiller": true}}), true), []);
+        assert_eq!(new(json!({"memory": {"swappiness": 10}}), false), [pair("memory.swappiness", "10")]);
+    }
+
+    #[test]
     fn what_a_cgroup_may_lack() {
         let missing = |resources| settings(Some(&parse(resources)), true).unwrap().remove(0).missing;
         assert_eq!(missing(json!({"memory": {"limit": 4096, "swap": 4096}})), Missing::Same);
@@ -303,7 +309,6 @@ mod tests {
             (json!({"memory": {"limit": -2}}), false, "memory.limit"),
             (json!({"memory": {"swap": 1}}), true, "memory.swap"),
             (json!({"memory": {"swappiness": 101}}), false, "swappiness"),
-            (json!({"memory": {"disableOOMKiller": true}}), true, "disableOOMKiller"),
             (json!({"cpu": {"shares": 1}}), false, "cpu.shares"),
             (json!({"cpu": {"quota": -2}}), true, "cpu.quota"),
             (json!({"cpu": {"idle": 2}}), true, "cpu.idle"),

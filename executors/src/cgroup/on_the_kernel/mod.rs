@@ -255,9 +255,10 @@ fn a_busy_process_is_counted() {
         "cpu": {"quota": 20000, "period": 100000},
     }));
     let pid = rig.run(LARGE);
+    // The time of a period is counted when it is over.
     let throttled = |stats: &Stats| match stats {
-        Stats::V1(metrics) => metrics.cpu.as_ref().unwrap().throttling.throttled_periods,
-        Stats::V2(metrics) => metrics.cpu.as_ref().unwrap().stat.nr_throttled,
+        Stats::V1(metrics) => metrics.cpu.as_ref().unwrap().throttling.throttled_time,
+        Stats::V2(metrics) => metrics.cpu.as_ref().unwrap().stat.throttled_usec,
     };
     runs(pid);
     // Until it is alone, and has all its memory.

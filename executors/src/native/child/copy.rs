@@ -7,20 +7,22 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, chownat, fchmod, fchown, fstat,
-    futimens, mkdirat, mknodat, openat, readlinkat_raw, sendfile, statat, symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, fchown,
+    fgetxattr, flistxattr, fsetxattr, fstat, futimens, mkdirat, mknodat, openat, readlinkat_raw, sendfile, statat,
+    symlinkat,
 };
 use rustix::io::{Errno, Result};
 
 /// How deep folders may be: each level takes some of this thread's stack.
 const MAX_DEPTH: u32 = 128;
 
-/// Copies what is in the folder `from` to the folder `to`, with owners, modes and times. Hard links become files of their
-/// own.
+/// Copies what is in the folder `from` to the folder `to`, with owners, modes, times, and the extended attributes of folders and
+/// regular files. Hard links become files of their own.
 pub(super) fn folder(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     let (from, to) = (open_folder(from, c".")?, open_folder(to, c".")?);
     let stat = fstat(&from)?;
     fchown(&to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    attributes(from.as_fd(), to.as_fd())?;
     entries(from.as_fd(), to.as_fd(), MAX_DEPTH)
 }
 
@@ -42,7 +44,7 @@ fn entries(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: u32) -> Result<()> {
                 mkdirat(to, name, Mode::RWXU)?;
                 let (from, to) = (open_folder(from, name)?, open_folder(to, name)?);
                 self::entries(from.as_fd(), to.as_fd(), depth - 1)?;
-                finish(to.as_fd(), &fstat(&from)?)?;
+                finish(from.as_fd(), to.as_fd())?;
             }
             FileType::RegularFile => file(from, to, name)?,
             FileType::Symlink => symlink(from, to, name, &stat)?,
@@ -66,7 +68,7 @@ fn file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     let from = openat(from, name, flags, Mode::empty())?;
     let to = openat(to, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, Mode::RUSR)?;
     while sendfile(&to, &from, None, ALL)? > 0 {}
-    finish(to.as_fd(), &fstat(&from)?)
+    finish(from.as_fd(), to.as_fd())
 }
 
 fn symlink(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<()> {
@@ -89,12 +91,39 @@ fn own(to: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<()> {
     chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
 }
 
-/// Owner first: a change of it takes set-user-ID bits away.
-fn finish(to: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
+/// Owner first: a change of it takes set-user-ID bits and file capabilities away.
+fn finish(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let stat = &fstat(from)?;
     fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    attributes(from, to)?;
     fchmod(to, mode(stat))?;
     let time = |seconds: i64, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as i64 };
     let last_access = time(stat.st_atime, stat.st_atime_nsec);
     let last_modification = time(stat.st_mtime, stat.st_mtime_nsec);
     futimens(to, &Timestamps { last_access, last_modification })
+}
+
+/// Extended attributes: file capabilities, ACLs, those of users. What this file system or user namespace has not is left out.
+fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    // As long as a list or a value can be (xattr(7)).
+    const MAX: usize = 65536;
+    let (mut names, mut value) = ([MaybeUninit::uninit(); MAX], [MaybeUninit::uninit(); MAX]);
+    let (names, _) = match flistxattr(from, &mut names) {
+        Err(Errno::OPNOTSUPP) => return Ok(()),
+        names => names?,
+    };
+    let mut names: &[u8] = names;
+    while let Ok(name) = CStr::from_bytes_until_nul(names) {
+        names = names.get(name.count_bytes() + 1..).unwrap_or_default();
+        // By the label that its policy has for it here.
+        if name == c"security.selinux" {
+            continue;
+        }
+        let (value, _) = fgetxattr(from, name, &mut value)?;
+        match fsetxattr(to, name, value, XattrFlags::empty()) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }

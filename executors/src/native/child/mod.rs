@@ -35,7 +35,7 @@ use rustix::thread::ThreadNameSpaceType;
 use self::identity::{become_user, drop_bounding, hide_memory, write_attribute, write_proc};
 use self::streams::{stdio, terminal};
 use self::tree::{READ_ONLY, WRITABLE, clone_tree, propagation_flags};
-use super::filesystem::make_filesystem;
+use super::filesystem::{make_filesystem, mount_of};
 use super::step::{Plan, Program, Step};
 use crate::procfs::write_below;
 use crate::sys;
@@ -161,7 +161,7 @@ impl<'a> Context<'a> {
             Step::DieWithParent => {
                 rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             }
-            Step::Join(namespace, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), None),
+            Step::Join(namespace, kind, _) => rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(*kind)),
             Step::JoinContainer(init, kinds) => rustix::thread::move_into_thread_name_spaces(init.as_fd(), *kinds),
             Step::Unshare(flags, _) => sys::unshare(*flags),
             Step::TimeOffsets(offsets) => write_proc(c"/proc/self/timens_offsets", offsets.to_bytes()),
@@ -177,6 +177,7 @@ impl<'a> Context<'a> {
             Step::RootPropagation(propagation) => rustix::mount::mount_change(c"/", propagation_flags(*propagation)),
             Step::AttachRootfs { tree, at } => {
                 self.rootfs = Some(tree.as_fd());
+                self.attached = self.rootfs;
                 rustix::mount::move_mount(
                     tree,
                     c"",
@@ -186,6 +187,8 @@ impl<'a> Context<'a> {
                 )
             }
             Step::Attach { tree, at } => self.attach(tree.as_fd(), at),
+            Step::AttachNew { context, attr, at } => self.attach(sys::leak(mount_of(context.as_fd(), *attr)?), at),
+            Step::Bind { source, at } => self.bind(source, at),
             Step::SetAttr { attr, recursive } => match self.attached {
                 Some(mount) => sys::mount_setattr(mount, *recursive, attr),
                 None => Err(Errno::BADF),
@@ -224,6 +227,10 @@ impl<'a> Context<'a> {
             }
             Step::PivotRoot => self.pivot_root(),
             Step::MoveRoot { others } => self.move_root(others),
+            Step::ChangeRoot(root) => {
+                rustix::process::fchdir(root.as_ref().map_or_else(|| self.rootfs(), |root| Ok(root.as_fd()))?)?;
+                rustix::process::chroot(c".")
+            }
             Step::RootfsPropagation(propagation) => rustix::mount::mount_change(c"/", propagation_flags(*propagation)),
             Step::Stdio { fds, uid } => stdio(fds, *uid),
             Step::Terminal { slave, uid } => match slave.as_ref().map(AsFd::as_fd).or(self.terminal) {
@@ -250,6 +257,7 @@ impl<'a> Context<'a> {
                 }
                 Ok(())
             }
+            Step::CapabilitySets(sets) => rustix::thread::set_capabilities(None, *sets),
             Step::Umask(mask) => {
                 rustix::process::umask(Mode::from_raw_mode(*mask));
                 Ok(())

@@ -1,7 +1,7 @@
 //! The last step: the program is found, and executed.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::AsFd;
 
 use rustix::fs::FileType;
 use rustix::io::{Errno, Result};
@@ -42,27 +42,23 @@ impl Context<'_> {
 
     pub(super) fn exec(&mut self) -> Errno {
         let plan = self.plan;
+        if let Err(errno) = self.close_for_exec() {
+            return errno;
+        }
         let (file, pass) = match &plan.program {
             Program::Paths(candidates) => {
                 let Some(path) = candidates.get(self.found) else { return Errno::NOENT };
-                if let Err(errno) = self.close_for_exec() {
-                    return errno;
-                }
                 return sys::execve(path, &plan.argv, &plan.envp);
             }
             Program::File { file, pass } => (file, pass),
         };
         // What the plan passes was opened above the numbers it is passed as, so nothing is overwritten; the guest's root
         // comes last.
-        let mut number: RawFd = 3;
-        for descriptor in pass.iter().map(AsFd::as_fd).chain(self.guest_root) {
+        let descriptors = pass.iter().map(AsFd::as_fd).chain(self.guest_root);
+        for (number, descriptor) in (3..).zip(descriptors) {
             if let Err(errno) = sys::dup2(descriptor, number) {
                 return errno;
             }
-            number += 1;
-        }
-        if let Err(errno) = sys::close_range_on_exec(number) {
-            return errno;
         }
         sys::fexecve(file.as_fd(), &plan.argv, &plan.envp)
     }

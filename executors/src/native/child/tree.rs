@@ -14,7 +14,7 @@ use super::{Context, copy};
 use crate::native::filesystem::{NewFilesystem, make_filesystem, reconfigure};
 use crate::native::mounts;
 use crate::native::resolve::{self, Make};
-use crate::native::step::Target;
+use crate::native::step::{Source, Target};
 use crate::procfs;
 use crate::sys::{self, MountAttr};
 
@@ -43,6 +43,28 @@ impl<'a> Context<'a> {
         self.may_cover(target, tree, &at.path)?;
         self.attached = Some(tree);
         attach_at(tree, target)
+    }
+
+    /// Attaches a copy of a mount of the host's, in whose mounts this process still is.
+    pub(super) fn bind(&mut self, source: &Source, at: &Target) -> Result<()> {
+        let mut flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+        if source.recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let tree = sys::leak(rustix::mount::open_tree(rustix::fs::CWD, source.path.as_c_str(), flags)?);
+        let stat = rustix::fs::fstat(tree)?;
+        if (stat.st_dev, stat.st_ino) != source.file {
+            return Err(Errno::STALE);
+        }
+        let change = |changes: &[(MountAttr, bool)]| {
+            changes.iter().try_for_each(|(attr, recursive)| sys::mount_setattr(tree, *recursive, attr))
+        };
+        match change(&source.changes) {
+            Err(Errno::PERM) => change(&source.changes_of_locked)?,
+            result => result?,
+        }
+        self.attach(tree, at)
     }
 
     /// A target, made if it is missing, with no symlink on the way.

@@ -108,7 +108,8 @@ pub(super) fn of_container(linux: &Linux) -> Result<OfContainer> {
         None => None,
         Some(personality) => {
             if let Some(flag) = personality.flags().iter().flatten().next() {
-                bail!(Unimplemented, "linux.personality.flags: {flag:?}: the spec knows no flags");
+                // As with runc.
+                log::warn!("linux.personality.flags: {flag:?} is ignored: the spec knows no flags");
             }
             // sys/personality.h.
             Some(match personality.domain() {

@@ -13,25 +13,25 @@ use super::{architecture, oci_name};
 use crate::error::Result;
 
 /// One instruction of classic BPF, as the kernel has it in memory.
-type Instruction = [u8; 8];
+pub(super) type Instruction = [u8; 8];
 
 /// Offsets in `struct seccomp_data`.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
+pub(super) const NUMBER: u32 = 0;
+pub(super) const ARCHITECTURE: u32 = 4;
 
 /// BPF_LD | BPF_W | BPF_ABS, and so on.
-const LOAD: u16 = 0x20;
-const JUMP: u16 = 0x05;
-const IF_EQUAL: u16 = 0x15;
+pub(super) const LOAD: u16 = 0x20;
+pub(super) const JUMP: u16 = 0x05;
+pub(super) const IF_EQUAL: u16 = 0x15;
 const IF_GREATER: u16 = 0x25;
-const IF_AT_LEAST: u16 = 0x35;
+pub(super) const IF_AT_LEAST: u16 = 0x35;
 const RETURN: u16 = 0x06;
 
 /// SECCOMP_RET_ERRNO | ENOSYS.
 const NOT_IMPLEMENTED: u32 = 0x0005_0000 | libc::ENOSYS as u32;
 
 /// What x32 adds to its numbers; its architecture is that of x86_64 (syscall(2)).
-const X32: u32 = 0x4000_0000;
+pub(super) const X32: u32 = 0x4000_0000;
 
 /// libseccomp's tokens are the kernel's AUDIT_ARCH_*, but for x32.
 const X86_64: u32 = Arch::ScmpArchX86_64 as u32;
@@ -77,7 +77,7 @@ fn known(profile: &LinuxSeccomp) -> Result<Vec<Known>> {
         let number =
             |name: &String| u32::try_from(ScmpSyscall::from_name_by_arch(name, arch).ok()?.as_raw_syscall()).ok();
         let Some(highest) = names.filter_map(number).max() else { continue };
-        let audit = if arch == ScmpArch::X32 { X86_64 } else { oci_name(arch) as u32 };
+        let audit = audit_of(arch);
         let at = all.iter().position(|known| known.audit == audit).unwrap_or_else(|| {
             all.push(Known { audit, highest: None, highest_of_x32: None });
             all.len() - 1
@@ -86,6 +86,11 @@ fn known(profile: &LinuxSeccomp) -> Result<Vec<Known>> {
         *slot = Some(highest);
     }
     Ok(all)
+}
+
+/// The kernel's number of an architecture (AUDIT_ARCH_*).
+pub(super) fn audit_of(architecture: ScmpArch) -> u32 {
+    if architecture == ScmpArch::X32 { X86_64 } else { oci_name(architecture) as u32 }
 }
 
 /// The part for one architecture. Each begins with the call's architecture loaded, and goes on behind its end if it is
@@ -114,7 +119,7 @@ fn part(known: &Known) -> Vec<Instruction> {
     part
 }
 
-fn instruction(code: u16, if_true: u8, if_false: u8, value: u32) -> Instruction {
+pub(super) fn instruction(code: u16, if_true: u8, if_false: u8, value: u32) -> Instruction {
     let ([a, b], [c, d, e, f]) = (code.to_ne_bytes(), value.to_ne_bytes());
     [a, b, if_true, if_false, c, d, e, f]
 }

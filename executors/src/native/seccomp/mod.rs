@@ -3,6 +3,7 @@
 //! Source: OCI runtime spec, config-linux.md "Seccomp"; seccomp(2); seccomp_rule_add(3).
 
 mod agent;
+mod combine;
 mod enosys;
 mod features;
 
@@ -147,20 +148,60 @@ fn check_size(profile: &LinuxSeccomp) -> Result<()> {
 }
 
 fn compile(profile: &LinuxSeccomp) -> Result<BpfProgram> {
-    let field = || "linux.seccomp";
     check_size(profile)?;
     let default = action(profile.default_action(), profile.default_errno_ret())?;
+    let parts = architectures(profile, default)?
+        .into_iter()
+        .map(|architecture| Ok((architecture, of_architectures(profile, default, &[architecture])?)))
+        .collect::<Result<Vec<_>>>()?;
+    let mut bytes = enosys::prelude(profile, default)?.concat();
+    bytes.extend(combine::combine(&parts));
+    let program = BpfProgram::from_bytes(&bytes);
+    if program.len() > MAX_INSTRUCTIONS {
+        bail!(
+            InvalidArgument,
+            "linux.seccomp: the filter has {} instructions, more than the kernel takes",
+            program.len()
+        );
+    }
+    Ok(program)
+}
+
+/// The host's own architecture, which a filter always has, and those of the profile.
+fn architectures(profile: &LinuxSeccomp, default: ScmpAction) -> Result<Vec<ScmpArch>> {
+    let mut all = vec![ScmpArch::native()];
+    // Only one filter of them all finds out whether they go together, as those of another byte order don't.
+    let mut filter = ScmpFilterContext::new(default).or_kind(Kind::InvalidArgument, || "linux.seccomp")?;
+    for name in profile.architectures().iter().flatten() {
+        let architecture = match self::architecture(*name)? {
+            ScmpArch::Native => continue,
+            architecture => architecture,
+        };
+        filter
+            .add_arch(architecture)
+            .or_kind(Kind::InvalidArgument, || format!("linux.seccomp.architectures: {architecture:?}"))?;
+        if !all.contains(&architecture) {
+            all.push(architecture);
+        }
+    }
+    Ok(all)
+}
+
+/// libseccomp's filter for these architectures. Its time grows with the square of what is in one filter and more: so each
+/// architecture has one of its own.
+fn of_architectures(profile: &LinuxSeccomp, default: ScmpAction, architectures: &[ScmpArch]) -> Result<Vec<u8>> {
+    let field = || "linux.seccomp";
     let mut filter = ScmpFilterContext::new(default).or_kind(Kind::InvalidArgument, field)?;
     // The shim decides about no_new_privs by the spec's own field.
     filter.set_ctl_nnp(false).or_kind(Kind::Internal, field)?;
     if profile.syscalls().iter().flatten().map(|rule| rule.names().len()).sum::<usize>() > TREE {
         filter.set_ctl_optimize(2).or_kind(Kind::Internal, field)?;
     }
-    for architecture in profile.architectures().iter().flatten() {
-        let architecture = self::architecture(*architecture)?;
-        filter
-            .add_arch(architecture)
-            .or_kind(Kind::InvalidArgument, || format!("linux.seccomp.architectures: {architecture:?}"))?;
+    for architecture in architectures {
+        filter.add_arch(*architecture).or_kind(Kind::Internal, field)?;
+    }
+    if !architectures.contains(&ScmpArch::native()) {
+        filter.remove_arch(ScmpArch::native()).or_kind(Kind::Internal, field)?;
     }
     for rule in profile.syscalls().iter().flatten() {
         let action = action(rule.action(), rule.errno_ret())?;
@@ -178,18 +219,9 @@ fn compile(profile: &LinuxSeccomp) -> Result<BpfProgram> {
     }
     let memory = rustix::fs::memfd_create("seccomp", rustix::fs::MemfdFlags::CLOEXEC).or_kind(Kind::Internal, field)?;
     filter.export_bpf(&memory).or_kind(Kind::Internal, field)?;
-    let mut file = std::fs::File::from(memory);
-    let mut bytes = enosys::prelude(profile, default)?.concat();
+    let (mut file, mut bytes) = (std::fs::File::from(memory), Vec::new());
     file.rewind().and_then(|()| file.read_to_end(&mut bytes)).or_kind(Kind::Internal, field)?;
-    let program = BpfProgram::from_bytes(&bytes);
-    if program.len() > MAX_INSTRUCTIONS {
-        bail!(
-            InvalidArgument,
-            "linux.seccomp: the filter has {} instructions, more than the kernel takes",
-            program.len()
-        );
-    }
-    Ok(program)
+    Ok(bytes)
 }
 
 /// Adds one rule. Several conditions on the same argument can't be one rule for libseccomp, so they become rules of their own.

@@ -86,6 +86,8 @@ pub struct CaseOf<B> {
     pub ignored: bool,
     /// Whether it means something on the newest release line.
     pub on_newest: bool,
+    /// Whether it means something on older ones.
+    pub on_older: bool,
     /// Whether it takes a host whose process 1 is systemd.
     pub on_systemd: bool,
     /// Whether it takes a host with AppArmor.
@@ -104,6 +106,7 @@ impl<B: Copy> CaseOf<B> {
             exclusive: false,
             ignored: false,
             on_newest: true,
+            on_older: true,
             on_systemd: false,
             on_apparmor: false,
             body,
@@ -143,6 +146,12 @@ impl<B: Copy> CaseOf<B> {
         self
     }
 
+    /// It takes long and is about nothing that another release line does otherwise.
+    pub const fn only_newest(mut self) -> Self {
+        self.on_older = false;
+        self
+    }
+
     /// It takes a host whose process 1 is systemd, and is skipped elsewhere.
     pub const fn on_systemd(mut self) -> Self {
         self.on_systemd = true;
@@ -163,7 +172,7 @@ impl<B: Copy> CaseOf<B> {
     /// Whether the test means something for this kind under this runtime on this release line.
     pub fn runs(&self, kind: Kind, runtime: Runtime, line: &str) -> bool {
         let newest = LINES.last() == Some(&line);
-        (self.on_newest || !newest) && self.suits(kind, runtime)
+        (if newest { self.on_newest } else { self.on_older }) && self.suits(kind, runtime)
     }
 
     /// Whether the test means something for this kind under this runtime.

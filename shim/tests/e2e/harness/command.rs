@@ -8,6 +8,7 @@ use std::io::Write;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 /// What a program printed and how it ended.
 pub struct Output {
@@ -138,9 +139,14 @@ impl Running {
     }
 
     /// Ends stdin and waits for the program to end by itself.
-    pub fn finish(mut self) -> Result<Output> {
+    pub fn finish(self) -> Result<Output> {
+        self.finish_within(PATIENCE)
+    }
+
+    /// The same for one that may take longer.
+    pub fn finish_within(mut self, patience: Duration) -> Result<Output> {
         self.close_stdin();
-        let Ok(status) = self.ended.recv_timeout(PATIENCE) else {
+        let Ok(status) = self.ended.recv_timeout(patience) else {
             let (stdout, stderr) = (self.stdout.text(), self.stderr.text());
             // Not reaped yet, so the pid is still its own; gone in between is as good.
             let _ = self.signal(Signal::KILL);

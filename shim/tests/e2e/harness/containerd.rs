@@ -1,7 +1,7 @@
 //! A private containerd of one release line, with the test images in it.
 use super::command::{Output, output};
 use super::events::Events;
-use super::{Kind, NAMESPACE, PATIENCE};
+use super::{Kind, NAMESPACE, PATIENCE, limit};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -443,7 +443,7 @@ esac
 
 /// Waits for the READY=1 that containerd and dockerd send as services of systemd do (sd_notify(3)).
 pub fn await_ready(socket: &UnixDatagram) -> Result<()> {
-    socket.set_read_timeout(Some(PATIENCE)).context("setting the time limit")?;
+    socket.set_read_timeout(Some(limit(PATIENCE))).context("setting the time limit")?;
     let mut message = [0; 4096];
     loop {
         let n = socket.recv(&mut message).context("waiting for READY=1")?;

@@ -14,6 +14,15 @@ const INSIDE: &str = "HYBRID_E2E_INSIDE";
 /// Set there too: the folder of the newest line's programs, for upgrades to it, if it can be had.
 const NEWEST: &str = "HYBRID_E2E_NEWEST";
 
+/// Set there too: the folder with Python, if it can be had.
+const PYTHON: &str = "HYBRID_E2E_PYTHON";
+
+/// The folder that `scripts/python` provides.
+#[allow(dead_code, reason = "only the tests through ctr ask for it")]
+pub fn python() -> Result<String> {
+    std::env::var(PYTHON).context("Python cannot be had")
+}
+
 /// The folder with the programs of the newest release line.
 pub fn newest() -> Result<PathBuf> {
     std::env::var_os(NEWEST).map(PathBuf::from).context("the newest containerd cannot be had")
@@ -121,6 +130,10 @@ fn restart(found: &[(String, PathBuf)], newest: Option<&Path>) -> Error {
     }
     if let Some(programs) = newest {
         command.env(NEWEST, programs);
+    }
+    match script("python", &[]) {
+        Ok(Some(folder)) => drop(command.env(PYTHON, folder)),
+        _ => eprintln!("Python cannot be had: what takes it will fail"),
     }
     Error::new(command.exec()).context(format!("executing {command:?}"))
 }

@@ -1,0 +1,213 @@
+//! Services under load: by `wrk` and `hey`, and by clients of the tests' own where it has to be known what is under way.
+use crate::harness::{Case, Kind, PATIENCE, Test, command};
+use crate::wasm_service::{Service, annotation, connect, figures, free};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use h2::client::SendRequest;
+use http::Request;
+use prost::bytes::Bytes;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+pub const CASES: &[Case] = &[
+    Case::new("no_request_fails", no_request_fails).kinds(CASE).only_newest(),
+    Case::new("streams_of_http_2", |test| {
+        let service = Service::start(test, &[])?;
+        on_http_2(service.address, async |client| {
+            for _ in 0..10 {
+                all_answered(&client, "/", 50)?.await?;
+            }
+            Ok(())
+        })?;
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+    Case::new("what_is_under_way_is_answered", |test| {
+        let metrics = free()?;
+        let service = Service::start(test, &[&annotation("metrics-address", &metrics.to_string())])?;
+        thread::scope(|scope| {
+            let address = service.address;
+            let clients: Vec<_> = (0..16).map(|_| scope.spawn(move || slow(address))).collect();
+            in_flight(metrics, 16)?;
+            test.kill(&test.id, "TERM")?;
+            clients.into_iter().try_for_each(|client| client.join().map_err(|_| anyhow!("a client panicked"))?)
+        })?;
+        service.ended(0)
+    })
+    .kinds(CASE),
+    Case::new("streams_under_way_are_answered", |test| {
+        let metrics = free()?;
+        let service = Service::start(test, &[&annotation("metrics-address", &metrics.to_string())])?;
+        on_http_2(service.address, async |client| {
+            let answers = all_answered(&client, "/slow", 16)?;
+            while !are_in_flight(metrics, 16)? {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            test.kill(&test.id, "TERM")?;
+            answers.await
+        })?;
+        service.ended(0)
+    })
+    .kinds(CASE),
+    Case::new("half_requests_hold_nobody_up", |test| {
+        let service = Service::start(test, &[])?;
+        let halves =
+            ["G", "GET", "GET / HTTP/1.1\r\nHo", "PRI * HTTP/2.0\r\n\r\nSM", "POST / HTTP/1.1\r\nHost: a\r\nContent-"];
+        let mut clients = Vec::new();
+        for half in halves.iter().cycle().take(200) {
+            let mut client = service.connect()?;
+            client.write_all(half.as_bytes())?;
+            clients.push(client);
+        }
+        for _ in 0..50 {
+            ensure!(service.get("/")?.ends_with("\r\n\r\nhello\n"), "no answer");
+        }
+        // Nor does its end wait for them.
+        let asked = Instant::now();
+        service.ends("TERM", 0)?;
+        ensure!(asked.elapsed() < Duration::from_secs(9), "it was waiting: {:?}", asked.elapsed());
+        Ok(())
+    })
+    .kinds(CASE),
+];
+
+const CASE: &[Kind] = &[Kind::Core];
+
+/// With connections that are kept and with new ones; the task answers meanwhile, and its memory is given back.
+fn no_request_fails(test: &Test) -> Result<()> {
+    let metrics = free()?;
+    let service = Service::start(test, &[&annotation("metrics-address", &metrics.to_string())])?;
+    let url = format!("http://{}/", service.address);
+    // What a first load makes it take is kept for the next.
+    wrk(&url, 2)?;
+    let before = private(test.pid(&test.id)?)?;
+    thread::scope(|scope| {
+        let load = scope.spawn(|| wrk(&url, 4));
+        let other = scope.spawn(|| hey(&url));
+        let mut asked = 0;
+        while !(load.is_finished() && other.is_finished()) {
+            ensure!(test.status(&test.id)? == "RUNNING", "it does not run");
+            let stats = test.ctr(["tasks", "metrics", &test.id]).done()?;
+            ensure!(stats.stdout.contains("memory"), "{stats}");
+            asked += 1;
+        }
+        ensure!(asked > 0, "nothing was asked under load");
+        for load in [load, other] {
+            load.join().map_err(|_| anyhow!("a load panicked"))??;
+        }
+        Ok(())
+    })?;
+    in_flight(metrics, 0)?;
+    let text = figures(metrics)?;
+    for line in ["traps_total 0\n", "responses_total{code=\"4xx\"} 0\n", "responses_total{code=\"5xx\"} 0\n"] {
+        ensure!(text.contains(&format!("hybrid_wasm_{line}")), "no {line}: {text}");
+    }
+    let after = private(test.pid(&test.id)?)?;
+    ensure!(after < before + 16_000, "{after} kB after the load, {before} kB before");
+    service.ends("TERM", 0)
+}
+
+/// Keeps its connections.
+fn wrk(url: &str, seconds: u32) -> Result<()> {
+    let duration = format!("{seconds}s");
+    let mut wrk = Command::new("wrk");
+    let output = command::output(wrk.args(["-t1", "-c32", "--timeout", "60s", "-d", &duration, url]), b"")?.exits(0)?;
+    // Said only where there are some.
+    for word in ["Socket errors", "Non-2xx"] {
+        ensure!(!output.stdout.contains(word), "{output}");
+    }
+    ensure!(output.stdout.contains("Requests/sec"), "{output}");
+    Ok(())
+}
+
+/// Makes a connection for each request.
+fn hey(url: &str) -> Result<()> {
+    let mut hey = Command::new("hey");
+    let hey = hey.args(["-n", "2000", "-c", "16", "-t", "60", "-disable-keepalive", url]);
+    let output = command::output(hey, b"")?.exits(0)?;
+    ensure!(output.stdout.contains("[200]\t2000 responses"), "{output}");
+    Ok(())
+}
+
+/// The memory of a process that no other shares, in kB.
+fn private(pid: u32) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("reading smaps_rollup")?;
+    let lines = text.lines().filter(|line| line.starts_with("Private_"));
+    Ok(lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum())
+}
+
+/// Waits until so many requests are being answered.
+fn in_flight(metrics: SocketAddr, count: u32) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !are_in_flight(metrics, count)? {
+        ensure!(Instant::now() < deadline, "not {count} requests under way: {}", figures(metrics)?);
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn are_in_flight(metrics: SocketAddr, count: u32) -> Result<bool> {
+    Ok(figures(metrics)?.contains(&format!("requests_in_flight {count}\n")))
+}
+
+/// Asks for what takes its time, on a connection that could be kept.
+fn slow(address: SocketAddr) -> Result<()> {
+    let mut stream = connect(address)?;
+    stream.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")?;
+    let mut answer = BufReader::new(stream);
+    let mut status = String::new();
+    answer.read_line(&mut status)?;
+    ensure!(status == "HTTP/1.1 200 OK\r\n", "{status:?}");
+    let mut rest = String::new();
+    answer.read_to_string(&mut rest)?;
+    ensure!(rest.contains("hello\n") && rest.ends_with("\r\n0\r\n\r\n"), "{rest:?}");
+    Ok(())
+}
+
+/// Does something over one connection of HTTP/2.
+fn on_http_2(address: SocketAddr, work: impl AsyncFnOnce(SendRequest<Bytes>) -> Result<()>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+    let work = async {
+        let stream = tokio::net::TcpStream::connect(address).await.context("connecting")?;
+        let (client, connection) = h2::client::handshake(stream).await.context("beginning HTTP/2")?;
+        let connection = tokio::spawn(connection);
+        work(client).await?;
+        connection.abort();
+        Ok(())
+    };
+    match runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await }) {
+        Ok(done) => done,
+        Err(_) => bail!("no answer"),
+    }
+}
+
+/// Sends requests at once, and waits for the answers of all.
+fn all_answered(
+    client: &SendRequest<Bytes>,
+    path: &str,
+    count: usize,
+) -> Result<impl Future<Output = Result<()>> + use<>> {
+    let mut answers = JoinSet::new();
+    for _ in 0..count {
+        let (client, request) = (client.clone(), Request::get(format!("http://localhost{path}")).body(())?);
+        answers.spawn(async move {
+            let (answer, _) = client.ready().await?.send_request(request, true)?;
+            let (head, mut body) = answer.await?.into_parts();
+            let mut text = Vec::new();
+            while let Some(bytes) = body.data().await {
+                text.extend(bytes?);
+            }
+            ensure!(head.status == 200 && text == b"hello\n", "{head:?} {text:?}");
+            Ok(())
+        });
+    }
+    Ok(async move {
+        while let Some(answered) = answers.join_next().await {
+            answered??;
+        }
+        Ok(())
+    })
+}
