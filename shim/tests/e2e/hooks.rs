@@ -46,13 +46,13 @@ pub const CASES: &[Case] = &[
     .all(),
     Case::new("environment_of_the_process", |test| {
         let hooks = Hooks::new(test)?;
-        let mut hook = hooks.inside("unused", &[]);
+        let mut hook = hooks.inside("inherits", &[]);
         hook.as_object_mut().context("a hook")?.remove("env");
-        let spec = test.spec(&["pause"])?.set("/process/env", json!(["HOOK=first", "HOOK=inherits", "MORE=x"]))?;
+        let spec = test.spec(&["pause"])?.set("/process/env", json!(["TWICE=first", "TWICE=last", "MORE=x"]))?;
         let task = test.task_of(hooks.add(spec, json!({"startContainer": [hook]}))?)?;
         let records = hooks.records()?;
         let env = find(&records, "inherits")?.all("env");
-        ensure!(env.contains(&"MORE=x") && !env.contains(&"HOOK=first"), "{records:?}");
+        ensure!(env.contains(&"MORE=x") && env.contains(&"TWICE=last") && !env.contains(&"TWICE=first"), "{records:?}");
         task.end()?;
         hooks.remove()
     })
