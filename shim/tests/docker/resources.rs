@@ -35,25 +35,20 @@ pub const CASES: &[Case] = &[
     })
     .all(),
     Case::new("stats", stats).all(),
-    Case::new("out_of_memory", |test| {
-        test.detach(&["--memory", "32m", "--memory-swap", "32m"], &["eat", "256"])?;
-        let waited = test.docker(&["wait"])?;
-        ensure!(waited.stdout == "137\n", "{waited}");
-        let state = test.inspect("/State")?;
-        ensure!(state["OOMKilled"] == true, "{state}");
-        test.remove()
-    }),
+    Case::new("out_of_memory", |test| out_of_memory(test, "137\n", true)),
     // A guest's memory can't grow so far that the kernel had to end it.
-    Case::new("out_of_memory_in_a_guest", |test| {
-        test.detach(&["--memory", "32m", "--memory-swap", "32m"], &["eat", "256"])?;
-        let waited = test.docker(&["wait"])?;
-        ensure!(waited.stdout == "1\n", "{waited}");
-        let state = test.inspect("/State")?;
-        ensure!(state["OOMKilled"] == false, "{state}");
-        test.remove()
-    })
-    .kinds(Kind::WASM),
+    Case::new("out_of_memory_in_a_guest", |test| out_of_memory(test, "1\n", false)).kinds(Kind::WASM),
 ];
+
+/// A program takes more than its container may: how it ends, and whether the kernel has ended it.
+fn out_of_memory(test: &Test, code: &str, killed: bool) -> Result<()> {
+    test.detach(&["--memory", "32m", "--memory-swap", "32m"], &["eat", "256"])?;
+    let waited = test.docker(&["wait"])?;
+    ensure!(waited.stdout == code, "{waited}");
+    let state = test.inspect("/State")?;
+    ensure!(state["OOMKilled"] == killed, "{state}");
+    test.remove()
+}
 
 fn memory(test: &Test) -> Result<String> {
     Ok(test.cgroup("memory", "memory.limit_in_bytes", "memory.max")?.trim().to_owned())
