@@ -12,7 +12,6 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -114,8 +113,8 @@ pub(crate) fn pick<'a>(
 }
 
 /// Rule 3.
-fn by_magic<'a>(mut found: Found) -> Result<(Choice, Entrypoint<'a>)> {
-    if is_wasm(&mut found.file)? {
+fn by_magic<'a>(found: Found) -> Result<(Choice, Entrypoint<'a>)> {
+    if is_wasm(&found.file)? {
         let reason = format!("{:?} begins with WebAssembly's magic bytes", found.path);
         return Ok((Choice { executor: Executor::Wasm, reason, by_annotation: false }, found.into()));
     }
@@ -195,8 +194,8 @@ fn find(bundle: &Bundle, rootfs: &Rootfs) -> Result<Option<Found>> {
 
 /// Picks what an exec'd process is, by the magic bytes of its program below `root`, the container's root folder.
 pub(crate) fn pick_exec(process: &Process, root: BorrowedFd<'_>) -> Result<Entrypoint<'static>> {
-    if let Some(mut found) = search_program(process, |path| open_inside(root, path))?
-        && is_wasm(&mut found.file)?
+    if let Some(found) = search_program(process, |path| open_inside(root, path))?
+        && is_wasm(&found.file)?
     {
         return Ok(found.into());
     }
@@ -208,8 +207,8 @@ pub(crate) fn wasm_entrypoint(
     process: &Process,
     open: impl Fn(&Path) -> std::result::Result<File, Errno>,
 ) -> Result<Option<(File, String)>> {
-    let Some(mut found) = search_program(process, open)? else { return Ok(None) };
-    Ok(is_wasm(&mut found.file)?.then_some((found.file, found.path)))
+    let Some(found) = search_program(process, open)? else { return Ok(None) };
+    Ok(is_wasm(&found.file)?.then_some((found.file, found.path)))
 }
 
 /// Looks for `args[0]` with `open`, which is given absolute paths.
@@ -262,12 +261,8 @@ fn open(bundle: &Bundle, rootfs: &Rootfs, path: &Path) -> std::result::Result<Fi
     if below.as_os_str().is_empty() { open_found(source) } else { open_inside(source.as_fd(), below) }
 }
 
-fn is_wasm(file: &mut File) -> Result<bool> {
-    use std::io::Seek;
-    let mut magic = Vec::with_capacity(4);
-    file.by_ref().take(4).read_to_end(&mut magic).or_kind(Kind::Internal, || "process.args: read the entrypoint")?;
-    file.rewind().or_kind(Kind::Internal, || "process.args: read the entrypoint")?;
-    Ok(wasm::is_wasm(&magic))
+fn is_wasm(file: &File) -> Result<bool> {
+    wasm::is_wasm(file).or_kind(Kind::Internal, || "process.args: read the entrypoint")
 }
 
 #[cfg(test)]

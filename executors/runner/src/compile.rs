@@ -15,7 +15,7 @@ use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::{Engine, ExternType, Module};
 
-use crate::{Entry, Facts, Imports, World, engine, sys};
+use crate::{Entry, Facts, Imports, World, engine, sys, text};
 
 /// Memory that compiling may take, in bytes; a module of 50 MB takes about 2 GB.
 const MAX_DATA: u64 = 8 << 30;
@@ -97,7 +97,7 @@ fn confine() -> std::io::Result<()> {
 fn compile() -> wasmtime::Result<String> {
     let mut bytes = Vec::new();
     std::io::stdin().lock().read_to_end(&mut bytes)?;
-    if bytes.starts_with(b"(mod") || bytes.starts_with(b"(com") {
+    if text::is_text(&bytes[..bytes.len().min(text::TEXT_HEAD)]) {
         wasmtime::bail!("it is WebAssembly text; assemble it, for instance with `wasm-tools parse`");
     }
     let proposals: Vec<String> = std::env::args().skip(1).collect();
@@ -148,6 +148,9 @@ fn component(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<(Facts, Vec<u8>)
     let ty = component.component_type();
     let mut imports = Imports::default();
     for (name, _) in ty.imports(engine) {
+        if is_candidate(name) {
+            wasmtime::bail!("it imports {name}: {CANDIDATES}");
+        }
         imports.add(name);
     }
     engine::check_component(engine, &component, imports)?;
@@ -161,6 +164,19 @@ fn component(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<(Facts, Vec<u8>)
             _ => {}
         }
     }
+    if facts.entries.is_empty()
+        && facts.functions.is_empty()
+        && let Some((name, _)) = ty.exports(engine).find(|(name, _)| is_candidate(name))
+    {
+        wasmtime::bail!("no entry point: it exports {name}: {CANDIDATES}");
+    }
     facts.entries.sort_unstable();
     Ok((facts, component.serialize()?))
+}
+
+const CANDIDATES: &str = "release candidates of WASI 0.3 are not supported; build it for 0.3.0";
+
+/// Whether a name is of a release candidate of WASI 0.3, such as `wasi:cli/run@0.3.0-rc-2026-01-06`: their interfaces are others.
+fn is_candidate(name: &str) -> bool {
+    name.starts_with("wasi:") && name.split_once("@0.3.0-").is_some()
 }

@@ -21,6 +21,7 @@ mod run;
 mod service;
 mod settings;
 mod sys;
+mod text;
 mod trap;
 mod wasi;
 
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 pub use engine::{CODE, PROPOSALS, REVISION, WASMTIME};
 pub use facts::{Entry, Facts, Imports, World};
 pub use settings::{Call, Destination, Host, Http, Network, Preopen, RunnerConfig, Settings};
+pub use text::{TEXT_HEAD, is_text, may_be_text};
 
 /// `argv[0]` of this binary as the runner. The guest's own arguments follow it.
 pub const RUNNER: &str = "hybrid-wasm";

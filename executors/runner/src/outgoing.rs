@@ -141,7 +141,16 @@ async fn encrypt(stream: TcpStream, host: &str) -> Result<Box<dyn Stream>, Error
     let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() };
     let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    Ok(Box::new(connector.connect(name, stream).await.map_err(Error::Tls)?))
+    Ok(Box::new(connector.connect(name, stream).await.map_err(tls_error)?))
+}
+
+/// A certificate that is not trusted has a name of its own in `wasi:http`.
+fn tls_error(error: std::io::Error) -> Error {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    match cause {
+        Some(rustls::Error::InvalidCertificate(_)) => Error::TlsCertificateError,
+        _ => Error::Tls(error),
+    }
 }
 
 /// A response's body that must not keep its reader waiting for longer than `patience`.

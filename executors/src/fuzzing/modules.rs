@@ -14,17 +14,18 @@ use crate::Kind;
 const ROUNDS: usize = 5000;
 
 /// What paths are made of: what is there, what isn't, and what has a meaning.
-const PARTS: [&str; 24] = [
-    "/", "/", "/", "..", ".", "#", "#", "##", "m.wasm", "a#b.wasm", "text.wat", "program", "empty", "loop", "out", "d",
-    "run", "_start", "ü", "\u{202e}", " ", "\n", ":", "%00",
+const PARTS: [&str; 25] = [
+    "/", "/", "/", "..", ".", "#", "#", "##", "m.wasm", "a#b.wasm", "text.wat", "program", "comment", "empty", "loop",
+    "out", "d", "run", "_start", "ü", "\u{202e}", " ", "\n", ":", "%00",
 ];
 
 /// The files of the root: its modules are those that the detector has to find.
-const FILES: [(&str, &[u8], bool); 7] = [
+const FILES: [(&str, &[u8], bool); 8] = [
     ("m.wasm", b"\0asm\x01\0\0\0", true),
     ("a#b.wasm", b"\0asm\x0d\0\x01\0", true),
     ("d/m.wasm", b"\0asm", true),
-    ("text.wat", b"(module)", true),
+    ("text.wat", b";; (;\n (; (module ;) (module)", true),
+    ("comment", b"; (module)", false),
     ("program", b"\x7fELF", false),
     ("short", b"\0as", false),
     ("empty", b"", false),

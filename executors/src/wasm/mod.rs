@@ -15,13 +15,14 @@ mod precompile;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 pub use self::ahead::{Precompiled, Snapshot, precompile_file, precompile_image};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::cache::is_about;
 pub use self::options::WasmOptions;
 pub use runner::entry;
-use runner::{Call, Entry, Facts, RUNNER, RunnerConfig, World};
+use runner::{Call, Entry, Facts, RUNNER, RunnerConfig, TEXT_HEAD, World, is_text, may_be_text};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
@@ -33,10 +34,31 @@ use crate::rootfs::clone_tree;
 use crate::sys::{self, MountAttr};
 use crate::{Kind, host, image};
 
-/// Whether a file that begins with these four bytes is a module or component (WebAssembly core specification, 5.5.16), or
-/// one in text form: no program begins so, and it shall be refused by what it is.
-pub(crate) fn is_wasm(magic: &[u8]) -> bool {
-    [b"\0asm", b"(mod", b"(com"].iter().any(|start| magic.starts_with(*start))
+/// Whether a file is a module or component (WebAssembly core specification, 5.5.16), or one in text form: no program begins
+/// so, and it shall be refused by what it is. Of most other files four bytes are read.
+pub(crate) fn is_wasm(file: &File) -> std::io::Result<bool> {
+    const MAGIC: &[u8] = b"\0asm";
+    let mut head = [0; TEXT_HEAD];
+    let length = read_at(file, &mut head[..MAGIC.len()])?;
+    match head[..length].first() {
+        Some(&first) if may_be_text(first) => {
+            let length = read_at(file, &mut head)?;
+            Ok(is_text(&head[..length]))
+        }
+        _ => Ok(&head[..length] == MAGIC),
+    }
+}
+
+/// Reads from a file's beginning as much as there is and as has room.
+fn read_at(file: &File, to: &mut [u8]) -> std::io::Result<usize> {
+    let mut length = 0;
+    while length < to.len() {
+        match file.read_at(&mut to[length..], length as u64)? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    Ok(length)
 }
 
 /// Splits `module.wasm#function` into the file and the export to call.
@@ -185,6 +207,47 @@ mod tests {
     fn the_version_is_that_of_the_lock_file() {
         let (lock, version) = (include_str!("../../../Cargo.lock"), runner::WASMTIME);
         assert!(lock.contains(&format!("name = \"wasmtime\"\nversion = \"{version}\"")), "update runner::WASMTIME");
+    }
+
+    #[test]
+    fn text_is_told_by_its_first_words() {
+        let is_wasm = |bytes: &[u8]| {
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(bytes, 0).unwrap();
+            super::is_wasm(&file).unwrap()
+        };
+        let padded = |length: usize| format!("(;{};)(module)", "x".repeat(length - 4));
+        for text in [
+            "(module",
+            "(module)",
+            "(component $c (core module))",
+            " \t\r\n( module)",
+            "( (;why;) module;; not",
+            ";; a comment\n;; another\n(module\n)",
+            "(; (; in ;) (; another ;) ;)(component)",
+            "(;;)(;);;)(module)",
+            &padded(TEXT_HEAD - 8),
+        ] {
+            assert!(is_wasm(text.as_bytes()), "{text}");
+        }
+        for other in [
+            "",
+            "(",
+            "(mod",
+            "(modules)",
+            "(component-of nothing)",
+            "(progn)",
+            "# (module)",
+            "#!/bin/sh\n",
+            "; (module)",
+            ";; (module)",
+            "(; (module)",
+            "(; (; ;) (module)",
+            &padded(TEXT_HEAD),
+        ] {
+            assert!(!is_wasm(other.as_bytes()), "{other}");
+        }
+        assert!(is_wasm(b"\0asm") && is_wasm(b"\0asm\x01\0\0\0") && !is_wasm(b"\0as") && !is_wasm(b"\x7fELF"));
     }
 
     #[test]
