@@ -5,6 +5,7 @@
  *   connect A.B.C.D PORT    a TCP connection
  *   named NAME PORT         a TCP connection to the first address of a name
  *   bind PORT               a TCP socket bound to a port
+ *   listen PORT             a TCP connection that was accepted on a port
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -27,6 +28,10 @@ void start_connect(int32_t socket, int32_t network, ADDRESS, uint8_t *result);
 IMPORT("wasi:sockets/tcp", "[method]tcp-socket.finish-connect") void finish_connect(int32_t socket, uint8_t *result);
 IMPORT("wasi:sockets/tcp", "[method]tcp-socket.start-bind")
 void start_bind(int32_t socket, int32_t network, ADDRESS, uint8_t *result);
+IMPORT("wasi:sockets/tcp", "[method]tcp-socket.finish-bind") void finish_bind(int32_t socket, uint8_t *result);
+IMPORT("wasi:sockets/tcp", "[method]tcp-socket.start-listen") void start_listen(int32_t socket, uint8_t *result);
+IMPORT("wasi:sockets/tcp", "[method]tcp-socket.finish-listen") void finish_listen(int32_t socket, uint8_t *result);
+IMPORT("wasi:sockets/tcp", "[method]tcp-socket.accept") void tcp_accept(int32_t socket, uint8_t *result);
 IMPORT("wasi:sockets/tcp", "[method]tcp-socket.subscribe") int32_t socket_subscribe(int32_t socket);
 IMPORT("wasi:io/poll", "[method]pollable.block") void pollable_block(int32_t pollable);
 IMPORT("wasi:io/poll", "[resource-drop]pollable") void pollable_drop(int32_t pollable);
@@ -68,16 +73,35 @@ static int resolve(int32_t network, const char *name, size_t length, uint8_t add
     }
 }
 
-static int use_tcp(int32_t network, const uint8_t address[4], int32_t port, int bind) {
+/* Waits for a connection on a socket whose binding has been begun. */
+static int accept_one(int32_t socket) {
+    static void (*const steps[])(int32_t, uint8_t *) = {finish_bind, start_listen, finish_listen, tcp_accept};
+    uint8_t result[16] = {0};
+    for (size_t n = 0; n < sizeof steps / sizeof *steps; n++) {
+        while (steps[n](socket, result), result[0] != 0) {
+            /* An error without a value to hold has its code at 1. */
+            if (result[n == 3 ? 4 : 1] != WOULD_BLOCK)
+                return 0;
+            wait_for(socket_subscribe(socket));
+        }
+    }
+    return 1;
+}
+
+enum use { CONNECT, BIND, LISTEN };
+
+static int use_tcp(int32_t network, const uint8_t address[4], int32_t port, enum use use) {
     uint8_t result[16] = {0};
     int32_t socket;
     create_tcp_socket(0, result);
     if (result[0] != 0)
         return 0;
     memcpy(&socket, result + 4, sizeof socket);
-    (bind ? start_bind : start_connect)(socket, network, 0, port, address[0], address[1], address[2], address[3], 0, 0, 0, 0,
+    (use == CONNECT ? start_connect : start_bind)(socket, network, 0, port, address[0], address[1], address[2], address[3], 0, 0, 0, 0,
                                         0, 0, result);
-    if (bind || result[0] != 0)
+    if (use == LISTEN && result[0] == 0)
+        return accept_one(socket);
+    if (use == BIND || result[0] != 0)
         return result[0] == 0;
     do {
         wait_for(socket_subscribe(socket));
@@ -118,18 +142,18 @@ __attribute__((export_name("wasi:cli/run@0.2.0#run"))) int32_t run(void) {
         return 1;
     const char *verb = arguments[1].start, *what = arguments[2].start;
     int32_t network = instance_network();
-    if (verb[0] == 'b')
-        return !use_tcp(network, found, number(what, arguments[2].length), 1);
+    if (verb[0] == 'b' || verb[0] == 'l')
+        return !use_tcp(network, found, number(what, arguments[2].length), verb[0] == 'b' ? BIND : LISTEN);
     if (list[1] < 4)
         return 1;
     if (verb[0] == 'c') {
         parse(what, arguments[2].length, wanted);
-        return !use_tcp(network, wanted, number(arguments[3].start, arguments[3].length), 0);
+        return !use_tcp(network, wanted, number(arguments[3].start, arguments[3].length), CONNECT);
     }
     if (!resolve(network, what, arguments[2].length, found))
         return 1;
     if (verb[0] == 'n')
-        return !use_tcp(network, found, number(arguments[3].start, arguments[3].length), 0);
+        return !use_tcp(network, found, number(arguments[3].start, arguments[3].length), CONNECT);
     parse(arguments[3].start, arguments[3].length, wanted);
     return memcmp(found, wanted, 4) != 0;
 }

@@ -5,6 +5,8 @@
  *   /trap    traps
  *   /loop    never ends
  *   /slow    "hello", after half a second
+ *   /read    "hello", after it has read the request's body to its end
+ *   /large   32 MiB, but no more than its client takes
  *   other    "hello"
  */
 #include <stdint.h>
@@ -23,6 +25,8 @@ struct text {
 
 TYPES("[constructor]fields") int32_t fields_new(void);
 TYPES("[method]incoming-request.path-with-query") void request_path(int32_t request, uint8_t *option_text);
+TYPES("[method]incoming-request.consume") void request_consume(int32_t request, uint8_t *result_handle);
+TYPES("[method]incoming-body.stream") void body_read(int32_t body, uint8_t *result_handle);
 TYPES("[constructor]outgoing-response") int32_t response_new(int32_t fields);
 TYPES("[method]outgoing-response.body") void response_body(int32_t response, uint8_t *result_handle);
 TYPES("[method]outgoing-body.write") void body_write(int32_t body, uint8_t *result_handle);
@@ -32,6 +36,7 @@ void outparam_set(int32_t out, int32_t is_error, int32_t response, int32_t a, in
                   int32_t f);
 STREAMS("[method]output-stream.blocking-write-and-flush")
 void stream_write(int32_t stream, const char *start, size_t length, uint8_t *result);
+STREAMS("[method]input-stream.blocking-read") void stream_read(int32_t stream, int64_t most, uint8_t *result);
 STREAMS("[resource-drop]output-stream") void stream_drop(int32_t stream);
 CLOCK("subscribe-duration") int32_t clock_after(int64_t nanoseconds);
 POLL("[method]pollable.block") void pollable_block(int32_t pollable);
@@ -49,6 +54,21 @@ static int32_t handle_of(const uint8_t *result) {
         __builtin_trap();
     memcpy(&handle, result + 4, sizeof handle);
     return handle;
+}
+
+/* Reads to the end: result<list<u8>, stream-error> has the list at 4. */
+static void read_all(int32_t request) {
+    uint8_t result[16] __attribute__((aligned(4))) = {0};
+    struct text bytes;
+    request_consume(request, result);
+    body_read(handle_of(result), result);
+    for (int32_t stream = handle_of(result);;) {
+        stream_read(stream, 4096, result);
+        if (result[0] != 0)
+            return;
+        memcpy(&bytes, result + 4, sizeof bytes);
+        free((void *)bytes.start);
+    }
 }
 
 static int is(const struct text *path, const char *wanted) {
@@ -73,6 +93,8 @@ __attribute__((export_name("wasi:http/incoming-handler@0.2.0#handle"))) void han
         pollable_block(pollable);
         pollable_drop(pollable);
     }
+    if (is(&path, "/read"))
+        read_all(request);
     if (is(&path, "/count")) {
         answer[0] = (char)('0' + count % 10);
         answer[1] = '\n';
@@ -84,7 +106,13 @@ __attribute__((export_name("wasi:http/incoming-handler@0.2.0#handle"))) void han
     outparam_set(out, 0, response, 0, 0, 0, 0, 0, 0);
     body_write(body, result);
     int32_t stream = handle_of(result);
-    stream_write(stream, answer, length, result);
+    if (is(&path, "/large")) {
+        static const char chunk[4096];
+        for (int n = 0; n < 8192 && result[0] == 0; n++)
+            stream_write(stream, chunk, sizeof chunk, result);
+    } else {
+        stream_write(stream, answer, length, result);
+    }
     stream_drop(stream);
     body_finish(body, 0, 0, result);
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const FLAGS: [&str; 6] = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wl,--strip-all"];
+const FLAGS: [&str; 5] = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"];
 
 /// What both kinds of the probe are made of.
 const PROBE: &[&str] = &["probe.c", "terminal.c", "memory.c"];
@@ -28,8 +28,36 @@ pub(crate) const NETWORK: Program = Program { name: "network.wasm", target: Targ
 pub(crate) const HANDLER: Program = Program { name: "handler.wasm", target: Target::Guest, sources: &["handler.c"] };
 pub(crate) const SOCKET: Program = Program { name: "socket.wasm", target: Target::Guest, sources: &["socket.c"] };
 pub(crate) const CONFIG: Program = Program { name: "config.wasm", target: Target::Guest, sources: &["config.c"] };
+pub(crate) const FOLDER: Program = Program { name: "folder.wasm", target: Target::Guest, sources: &["folder.c"] };
+pub(crate) const REQUEST: Program = Program { name: "request.wasm", target: Target::Guest, sources: &["request.c"] };
+/// The same service with a memory of 64 MiB.
+pub(crate) const LARGE_SERVICE: Program =
+    Program { name: "large-service.wasm", target: Target::Guest, sources: &["service.c", "large.c"] };
+/// Services that are commands as well, and one that is also a service of an older version.
+pub(crate) const SEVERAL_02: Program =
+    Program { name: "several-0-2.wasm", target: Target::Guest, sources: &["service.c", "commands.c"] };
+pub(crate) const SEVERAL_03: Program =
+    Program { name: "several-0-3.wasm", target: Target::Guest, sources: &["handler.c", "older.c", "commands.c"] };
+/// A WASI 0.1 command module that has DWARF and traps.
+pub(crate) const LINES: Program = Program { name: "lines.wasm", target: Target::Debugged, sources: &["lines.c"] };
 
-const ALL: [&Program; 9] = [&LINUX, &CORE_MODULE, &LOGGER, &HOOK, &SERVICE, &NETWORK, &HANDLER, &SOCKET, &CONFIG];
+const ALL: [&Program; 15] = [
+    &LINUX,
+    &CORE_MODULE,
+    &LOGGER,
+    &HOOK,
+    &SERVICE,
+    &NETWORK,
+    &HANDLER,
+    &SOCKET,
+    &CONFIG,
+    &FOLDER,
+    &REQUEST,
+    &LARGE_SERVICE,
+    &SEVERAL_02,
+    &SEVERAL_03,
+    &LINES,
+];
 
 pub(crate) struct Program {
     name: &'static str,
@@ -41,6 +69,8 @@ enum Target {
     Linux,
     /// A command module of WASI 0.1.
     Command,
+    /// The same with DWARF.
+    Debugged,
     /// A guest of WASI 0.2 or 0.3 that is no command module: the core of a component (see [`crate::wasm::guest`]).
     Guest,
 }
@@ -56,11 +86,16 @@ impl Program {
     fn compile(&self) -> Result<Vec<u8>> {
         let mut compiler = match self.target {
             Target::Linux => static_linux(),
-            Target::Command | Target::Guest => for_wasm()?,
+            Target::Command | Target::Debugged | Target::Guest => for_wasm()?,
         };
         if matches!(self.target, Target::Guest) {
             compiler.args(["-nostartfiles", "-Wl,--no-entry"]);
         }
+        match self.target {
+            // The compiler's folder is part of it, where it isn't named.
+            Target::Debugged => compiler.args(["-g", "-ffile-compilation-dir=."]),
+            _ => compiler.arg("-Wl,--strip-all"),
+        };
         compile(&mut compiler, self.sources)
     }
 }

@@ -61,8 +61,8 @@ pub(crate) fn labelled(label: &str) -> Result<Vec<u8>> {
     Ok(module)
 }
 
-/// Adds one file for each case to the tree: the guests of WASI 0.2 and 0.3, and `truncated.wasm`, a module that is cut off, and
-/// `text.wasm`, one in text form.
+/// Adds one file for each case to the tree: the guests of WASI 0.2 and 0.3, `truncated.wasm`, a module that is cut off,
+/// `text.wasm`, one in text form, and those that trap and have DWARF.
 pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
     for (name, program, world) in [
         ("service.wasm", programs::SERVICE, "service"),
@@ -70,15 +70,22 @@ pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
         ("config.wasm", programs::CONFIG, "config"),
         ("handler.wasm", programs::HANDLER, "handler"),
         ("socket.wasm", programs::SOCKET, "socket"),
+        ("folder.wasm", programs::FOLDER, "folder"),
+        ("request.wasm", programs::REQUEST, "request"),
+        ("large-service.wasm", programs::LARGE_SERVICE, "service"),
+        ("several-0-2.wasm", programs::SEVERAL_02, "several-0-2"),
+        ("several-0-3.wasm", programs::SEVERAL_03, "several-0-3"),
     ] {
         let guest = program.get().and_then(|core| guest(core, world));
         tree = tree.file(name, 0o644, guest.with_context(|| format!("building {name}"))?);
     }
+    let lines = programs::LINES.get()?;
+    tree = tree.file("lines-component.wasm", 0o644, component(&lines)?).file("lines.wasm", 0o644, lines);
     for (name, text) in CASES {
         let module = case(name)?;
         if name == "function.wasm" {
             tree = tree.file("truncated.wasm", 0o644, &module[..module.len() / 2]);
-            tree = tree.file("text.wasm", 0o644, text.trim_start_matches(|c| c != '('));
+            tree = tree.file("text.wasm", 0o644, text);
         }
         tree = tree.file(name, 0o644, module);
     }

@@ -35,6 +35,37 @@ pub struct GetImageResponse {
     pub image: Option<Image>,
 }
 
+/// Without filters all are meant.
+#[derive(Clone, PartialEq, Message)]
+pub struct ListImagesRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub filters: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ListImagesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub images: Vec<Image>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ListNamespacesRequest {
+    #[prost(string, tag = "1")]
+    pub filter: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ListNamespacesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub namespaces: Vec<Namespace>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Namespace {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct Image {
     #[prost(string, tag = "1")]

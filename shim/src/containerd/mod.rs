@@ -14,8 +14,8 @@ pub use snapshot::View;
 use anyhow::anyhow;
 use executors::{Digest, Error, ImageRecord, ImageStore, Kind, Result};
 use messages::{
-    GetContainerRequest, GetContainerResponse, GetImageRequest, GetImageResponse, ReadContentRequest,
-    ReadContentResponse,
+    GetContainerRequest, GetContainerResponse, GetImageRequest, GetImageResponse, Image, ListImagesRequest,
+    ListImagesResponse, ListNamespacesRequest, ListNamespacesResponse, ReadContentRequest, ReadContentResponse,
 };
 use std::cell::{RefCell, RefMut};
 use std::io::Write;
@@ -83,10 +83,33 @@ impl Images {
 
     fn record(&self, name: String) -> Result<Option<ImageRecord>> {
         let answer = self.connection()?.call("images.v1.Images/Get", &GetImageRequest { name });
-        let Some(image) = found::<GetImageResponse>(answer)?.and_then(|answer| answer.image) else { return Ok(None) };
+        Ok(found::<GetImageResponse>(answer)?.and_then(|answer| answer.image).map(Image::into))
+    }
+
+    /// Every image of the namespace.
+    ///
+    /// # Errors
+    /// Unavailable without an answer.
+    pub fn all(access: &Access) -> Result<Vec<ImageRecord>> {
+        let answer = Connection::open(access)?.call("images.v1.Images/List", &ListImagesRequest::default());
+        answer.map(|ListImagesResponse { images }| images.into_iter().map(Image::into).collect())
+    }
+}
+
+/// The names of containerd's namespaces.
+///
+/// # Errors
+/// Unavailable without an answer.
+pub fn namespaces(access: &Access) -> Result<Vec<String>> {
+    let answer = Connection::open(access)?.call("namespaces.v1.Namespaces/List", &ListNamespacesRequest::default());
+    answer.map(|ListNamespacesResponse { namespaces }| namespaces.into_iter().map(|one| one.name).collect())
+}
+
+impl From<Image> for ImageRecord {
+    fn from(image: Image) -> ImageRecord {
         let target = image.target.unwrap_or_default();
         let size = u64::try_from(target.size).unwrap_or_default();
-        Ok(Some(ImageRecord { name: image.name, labels: image.labels, target: target.digest, size }))
+        ImageRecord { name: image.name, labels: image.labels, target: target.digest, size }
     }
 }
 

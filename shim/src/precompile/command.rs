@@ -15,7 +15,7 @@ Compiles WebAssembly modules and components into the cache that containers are s
 
   FILE                  a module's file
   --image               each REF is an image of containerd's: modules that are its layers, or else its entrypoint
-  --watch               whatever containerd pulls from now on, until SIGTERM
+  --watch               the images that containerd has, and whatever it pulls from now on, until SIGTERM
   --namespace NS        containerd's namespace (CONTAINERD_NAMESPACE, default); with --watch all, and it can be
                         given several times
   --address SOCKET      containerd's socket (CONTAINERD_ADDRESS, /run/containerd/containerd.sock)

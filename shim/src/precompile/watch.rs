@@ -1,16 +1,17 @@
-//! `precompile --watch`: containerd's events say what was pulled.
+//! `precompile --watch`: what containerd has, and what its events say is pulled.
 //!
 //! ```text
+//! begin, and when containerd is back: subscribe ─> each image there is ─> precompile
 //! image created or updated ─> precompile ─ not unpacked yet ─> pending ─ its topmost layer was unpacked ─> precompile
 //! ```
 //! An image is there before its layers are unpacked where clients do that themselves (ctr), and after it elsewhere (the CRI).
 
 use super::{complain, of_image};
-use crate::containerd::{Access, Connection, Event, SubscribeRequest};
-use executors::WasmOptions;
+use crate::containerd::{Access, Connection, Event, Images, SubscribeRequest, namespaces as all_namespaces};
 use executors::wasm::Snapshot;
+use executors::{Kind, Result, WasmOptions};
 use nix::sys::signal::{SigSet, Signal};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::thread;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -27,14 +28,16 @@ const SNAPSHOTTER: &str = "overlayfs";
 /// Watches these namespaces, all when there are none, until SIGTERM or SIGINT. A containerd that is away is waited for.
 pub fn run(access: &Access, namespaces: &[String], options: &WasmOptions) {
     let stop = Stop::on_signals();
-    let mut watch = Watch { access, options, pending: VecDeque::new() };
+    let mut watch = Watch { access, options, done: BTreeSet::new(), pending: VecDeque::new() };
     let mut reported = false;
     loop {
         let subscribed = Connection::open(access).and_then(|connection| connection.subscribe(&request(namespaces)));
         let ended = subscribed.and_then(|mut events| {
             reported = false;
+            // From here on nothing is missed: what is pulled meanwhile is in the list, or its event waits.
+            watch.catch_up(namespaces, &stop)?;
             while let Some(event) = events.next(stop.requested())? {
-                watch.handle(event);
+                watch.handle(event)?;
             }
             Ok(())
         });
@@ -63,6 +66,8 @@ fn request(namespaces: &[String]) -> SubscribeRequest {
 struct Watch<'a> {
     access: &'a Access,
     options: &'a WasmOptions,
+    /// The images that there are, by namespace and digest, of which nothing is left to be done.
+    done: BTreeSet<(String, String)>,
     pending: VecDeque<Pending>,
 }
 
@@ -74,23 +79,56 @@ struct Pending {
 }
 
 impl Watch<'_> {
-    fn handle(&mut self, event: Event) {
+    /// Precompiles what there is: pulled before this began, or while containerd was away.
+    ///
+    /// # Errors
+    /// Unavailable when containerd ends.
+    fn catch_up(&mut self, namespaces: &[String], stop: &Stop) -> Result<()> {
+        let namespaces = if namespaces.is_empty() { all_namespaces(self.access)? } else { namespaces.to_vec() };
+        // Their events may be among those that were missed.
+        self.pending.clear();
+        let before = std::mem::take(&mut self.done);
+        for namespace in namespaces {
+            let access = Access { namespace: namespace.clone(), ..self.access.clone() };
+            for image in Images::all(&access)? {
+                if stop.is_requested() {
+                    return Ok(());
+                }
+                // One image often has several names.
+                let key = (namespace.clone(), image.target);
+                let is_done = self.done.contains(&key) || before.contains(&key);
+                if is_done || self.precompile(&namespace, &image.name, None)? {
+                    self.done.insert(key);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Image { namespace, name } => self.precompile(&namespace, &name, None),
+            Event::Image { namespace, name } => {
+                self.precompile(&namespace, &name, None)?;
+            }
             Event::Unpacked { namespace, chain, snapshotter } => {
                 let is_due = |pending: &Pending| pending.namespace == namespace && pending.chain == chain;
                 let (due, rest) = self.pending.drain(..).partition::<VecDeque<_>, _>(is_due);
                 self.pending = rest;
                 let snapshotter = if snapshotter.is_empty() { SNAPSHOTTER } else { &snapshotter };
                 for Pending { namespace, image, .. } in due {
-                    self.precompile(&namespace, &image, Some(snapshotter));
+                    self.precompile(&namespace, &image, Some(snapshotter))?;
                 }
             }
             Event::Other => {}
         }
+        Ok(())
     }
 
-    fn precompile(&mut self, namespace: &str, image: &str, snapshotter: Option<&str>) {
+    /// Returns whether nothing is left to be done: it was compiled, or can't be.
+    ///
+    /// # Errors
+    /// Unavailable when containerd ends.
+    fn precompile(&mut self, namespace: &str, image: &str, snapshotter: Option<&str>) -> Result<bool> {
         let access = Access { namespace: namespace.to_owned(), ..self.access.clone() };
         let mut missing = None;
         match of_image(&access, image, snapshotter, &mut missing, self.options) {
@@ -103,9 +141,17 @@ impl Watch<'_> {
                 if self.pending.len() > MAX_PENDING {
                     self.pending.pop_front();
                 }
+                return Ok(false);
             }
-            Err(error) => complain(format!("namespace {namespace}: {error}")),
+            Err(error) => {
+                if error.kind() == Kind::Unavailable {
+                    // If it is containerd that is away, this says so.
+                    all_namespaces(self.access)?;
+                }
+                complain(format!("namespace {namespace}: {error}"));
+            }
         }
+        Ok(true)
     }
 }
 

@@ -60,11 +60,14 @@ mod terminal;
 mod user_namespace;
 mod wasm;
 mod wasm_bad_input;
+mod wasm_clients;
 mod wasm_compiling;
 mod wasm_load;
 mod wasm_network;
 mod wasm_policy;
+mod wasm_programs;
 mod wasm_python;
+mod wasm_requests;
 mod wasm_service;
 
 use anyhow::Result;
@@ -107,13 +110,16 @@ const THEMES: &[(&str, &[Case])] = &[
     ("user_namespace", user_namespace::CASES),
     ("telemetry", telemetry::CASES),
     ("wasm", wasm::CASES),
+    ("wasm_programs", wasm_programs::CASES),
     ("wasm_bad_input", wasm_bad_input::CASES),
     ("wasm_compiling", wasm_compiling::CASES),
     ("artifacts", artifacts::CASES),
     ("precompile", precompile::CASES),
     ("wasm_network", wasm_network::CASES),
+    ("wasm_requests", wasm_requests::CASES),
     ("wasm_policy", wasm_policy::CASES),
     ("wasm_service", wasm_service::CASES),
+    ("wasm_clients", wasm_clients::CASES),
     ("wasm_load", wasm_load::CASES),
     ("wasm_python", wasm_python::CASES),
     ("bad_input", bad_input::CASES),

@@ -1,15 +1,16 @@
 //! `precompile`: what it has compiled is what containers are started from.
 use crate::artifacts;
 use crate::harness::command::{Output, Running, output};
-use crate::harness::{Case, Kind, NAMESPACE, PATIENCE, Test};
-use anyhow::{Context, Result, bail, ensure};
+use crate::harness::{Case, Containerd, Kind, NAMESPACE, Run, Test, eventually};
+use crate::options::config_file;
+use crate::restart::Own;
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 pub const CASES: &[Case] = &[
     Case::new("a_file", |test| {
@@ -36,20 +37,15 @@ pub const CASES: &[Case] = &[
     })
     .kinds(CORE),
     Case::new("an_entrypoint", |test| {
-        let image = import(test, "ahead-file")?;
+        let image = import(test.containerd, "ahead-file")?;
         let kept = Kept::of(&of_images(test, &[&image])?.exits(0)?, "/ahead.wasm")?;
         test.run_image("ahead-file", &[]).done()?;
         kept.unchanged()?;
         // Those of other tests come and go.
-        let end = Instant::now() + PATIENCE / 4;
-        loop {
+        eventually("no view is left", || {
             let views = test.ctr(["snapshots", "list"]).done()?;
-            if !views.stdout.contains("hybrid-precompile") {
-                return Ok(());
-            }
-            ensure!(Instant::now() < end, "a view was left: {views}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+            Ok((!views.stdout.contains("hybrid-precompile")).then_some(()))
+        })
     })
     .kinds(CORE),
     Case::new("an_image_without_webassembly_has_none", |test| {
@@ -78,49 +74,69 @@ pub const CASES: &[Case] = &[
         fs::remove_file(&file).context("removing a file")
     })
     .kinds(CORE),
-    Case::new("what_is_pulled", |test| {
-        let image = test.containerd.artifact("watched-layer")?;
-        let mut command = command(test);
-        let address = test.containerd.address().display().to_string();
-        let watch = Running::spawn(command.args(["--watch", "--namespace", NAMESPACE, "--address", &address]))?;
-        // Nothing says when containerd has begun to send events, so images are made until one is seen.
-        let end = Instant::now() + PATIENCE / 4;
-        for number in 0.. {
-            let tag = format!("localhost/watched:{}-{number}", test.id);
-            test.ctr(["image", "tag", &image, &tag]).done()?;
-            if watch.text().contains("watched.wasm") {
-                break;
-            }
-            if Instant::now() > end {
-                // It may have ended before.
-                let _ = watch.signal(Signal::TERM);
-                bail!("nothing was precompiled: {}", watch.finish()?);
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        // An ordinary image, which is there before its layers are unpacked.
-        import(test, "watched-file")?;
-        watch.wait_for("/watched.wasm ")?;
-        let line = watch.text().lines().find(|line| line.contains("/watched.wasm ")).map(str::to_owned);
-        let kept = Kept::at(line.context("a line")?.split(' ').next_back().context("a folder")?)?;
-        test.run_image("watched-file", &[]).done()?;
-        kept.unchanged()?;
-        watch.signal(Signal::TERM)?;
-        watch.finish()?.exits(0).map(drop)
+    Case::new("with_the_handlers_proposals", |test| {
+        let file = test.containerd.rootfs("wasm-cases").join("wide.wasm").display().to_string();
+        precompile(test, &[&file])?.refused(&["/wide.wasm", "wide"])?;
+        let output = precompile(test, &["--proposals", "wide-arithmetic", "--cache-size=1Gi", &file])?.exits(0)?;
+        let kept = Kept::of(&output, &file)?;
+        let config = config_file(test, "WasmProposals = \"wide-arithmetic\"\n")?;
+        test.run_image("wasm-cases", &["/wide.wasm"]).flags(&["--runtime-config-path", &config]).done()?;
+        kept.unchanged()
     })
     .kinds(CORE),
+    Case::new("what_is_there_and_what_is_pulled", watched).kinds(CORE),
 ];
 
 const CORE: &[Kind] = &[Kind::Core];
 
-fn command(test: &Test) -> Command {
-    let mut command = Command::new(test.containerd.shim(test.runtime()));
-    command.arg("precompile").env("HYBRID_WASM_CACHE", test.containerd.wasm_cache());
+/// By one that watches a containerd of the test's own, and goes on when that is started again.
+fn watched(test: &Test) -> Result<()> {
+    let mut own = Own::new(test)?;
+    let compiled = |line: String| Kept::at(line.split(' ').next_back().context("a folder")?);
+    let mut command = command(test, &own.containerd);
+    let address = own.containerd.address().display().to_string();
+    let watch = Running::spawn(command.args(["--watch", "--namespace", NAMESPACE, "--address", &address]))?;
+    // Pulled before.
+    let kept = compiled(line_of(&watch, "hybrid/wasm-core:latest")?)?;
+    Run::image(&own.containerd, &Kind::Core.image(), &test.other("before")).done()?;
+    kept.unchanged()?;
+    // An ordinary image, which is there before its layers are unpacked.
+    import(&own.containerd, "watched-file")?;
+    let kept = compiled(line_of(&watch, "hybrid/watched-file:latest")?)?;
+    Run::image(&own.containerd, "localhost/hybrid/watched-file:latest", &test.other("pulled")).done()?;
+    kept.unchanged()?;
+    // One whose module is a layer, while the watch knows nothing of containerd.
+    watch.signal(Signal::STOP)?;
+    own.restart(Signal::TERM)?;
+    let image = own.containerd.artifact("watched-layer")?;
+    watch.signal(Signal::CONT)?;
+    drop(compiled(line_of(&watch, &image)?)?);
+    // What it knew before is not looked at again.
+    let lines = watch.text().lines().filter(|line| line.contains("hybrid/wasm-core:latest")).count();
+    ensure!(lines == 1, "{lines} lines about one image: {}", watch.text());
+    watch.signal(Signal::TERM)?;
+    watch.finish()?.exits(0)?;
+    own.stop()
+}
+
+/// The line about an image, once there is one.
+fn line_of(watch: &Running, image: &str) -> Result<String> {
+    watch.wait_for(&format!("{image} "))?;
+    eventually("the whole line", || {
+        let text = watch.text();
+        let (lines, _) = text.rsplit_once('\n').unwrap_or_default();
+        Ok(lines.lines().find(|line| line.contains(&format!("{image} "))).map(str::to_owned))
+    })
+}
+
+fn command(test: &Test, containerd: &Containerd) -> Command {
+    let mut command = Command::new(containerd.shim(test.runtime()));
+    command.arg("precompile").env("HYBRID_WASM_CACHE", containerd.wasm_cache());
     command
 }
 
 fn precompile(test: &Test, arguments: &[&str]) -> Result<Output> {
-    output(command(test).args(arguments), b"")
+    output(command(test, test.containerd).args(arguments), b"")
 }
 
 fn of_images(test: &Test, images: &[&str]) -> Result<Output> {
@@ -130,11 +146,11 @@ fn of_images(test: &Test, images: &[&str]) -> Result<Output> {
 }
 
 /// Imports an image of `test_images` that no other test has run, and returns its reference.
-fn import(test: &Test, name: &str) -> Result<String> {
+fn import(containerd: &Containerd, name: &str) -> Result<String> {
     let images = test_images::ahead_of_time()?;
     let image = images.iter().find(|image| image.name() == name).with_context(|| format!("no image {name}"))?;
-    let archive = image.save(test.containerd.folder())?;
-    test.ctr(["image", "import"]).arg(archive).done()?;
+    let archive = image.save(containerd.folder())?;
+    containerd.ctr(["image", "import"]).arg(archive).done()?;
     Ok(image.reference())
 }
 

@@ -1,11 +1,11 @@
 //! WebAssembly: how it is found, what it may do, how it ends. What it has in common with Linux is tested there.
-use crate::harness::{Case, Kind, PATIENCE, Run, Test};
-use anyhow::{Context, Result, bail, ensure};
+use crate::harness::{Case, Kind, Run, Test, eventually};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 pub const CASES: &[Case] = &[
     Case::new("hello", |test| {
@@ -252,16 +252,9 @@ fn ended_by(mut running: crate::harness::command::Running, code: i32) -> Result<
 /// Waits until the log has a line about the container that names the executor. The line goes through a fifo and
 /// containerd, which announces nothing of it.
 fn logged(test: &Test, id: &str, executor: &str) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE / 4;
-    loop {
+    eventually(&format!("a line of the log that says that {id} runs as {executor} and why"), || {
         let log = test.containerd.log()?;
         let mut lines = log.lines().filter(|line| line.contains(id) && line.to_lowercase().contains("executor"));
-        if lines.any(|line| line.to_lowercase().contains(executor)) {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!("no line of the log says that {id} runs as {executor} and why");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
+        Ok(lines.any(|line| line.to_lowercase().contains(executor)).then_some(()))
+    })
 }

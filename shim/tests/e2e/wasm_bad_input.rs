@@ -57,6 +57,21 @@ pub const CASES: &[Case] = &[
         clear(test, spec.run()?.output()?, &["/m.wasm", "not a valid module", "size"])
     })
     .kinds(CORE),
+    Case::new("text_is_told_without_an_annotation", |test| {
+        for (number, text) in
+            ["(module)", ";; a comment\n(module)", " \n(; (; and ;) ;)\n( component )"].iter().enumerate()
+        {
+            let output = module(test, text.as_bytes())?.run()?.id(&test.other(&number.to_string())).output()?;
+            clear(test, output, &["/m.wasm", "WebAssembly text"])?;
+        }
+        // What is none is a program, which the kernel refuses.
+        for (number, text) in [";; (module", "(modules)", "(; (module)"].iter().enumerate() {
+            let output = module(test, text.as_bytes())?.run()?.id(&test.other(&format!("program{number}"))).output()?;
+            output.refused(&["/m.wasm", "permission denied"])?;
+        }
+        Ok(())
+    })
+    .kinds(CORE),
     Case::new("bombs_of_types", |test| {
         let million = [leb(1_000_001), [0x60, 0, 0].repeat(1_000_001)].concat();
         let types = [b"\0asm\x01\0\0\0".to_vec(), section(1, &million)].concat();
@@ -124,11 +139,18 @@ pub const CASES: &[Case] = &[
     Case::new("components_of_other_worlds", |test| {
         let unknown = r#"(component (import "acme:rockets/launch@1.0.0" (instance (export "go" (func)))))"#;
         let version = r#"(component (import "wasi:cli/environment@0.9.0" (instance (export "go" (func)))))"#;
+        let keyvalue = r#"(component (import "wasi:keyvalue/store@0.2.0-draft" (instance (export "open" (func)))))"#;
+        let candidate = "wasi:clocks/types@0.3.0-rc-2025-09-16";
+        let importing = format!(r#"(component (import "{candidate}" (instance)))"#);
+        let exporting = r#"(component (instance $i) (export "wasi:cli/run@0.3.0-rc-2026-01-06" (instance $i)))"#;
         let plugin = r#"(component (core module $m (func (export "f"))) (core instance $i (instantiate $m))
             (func (export "acme:plugin/f") (canon lift (core func $i "f"))))"#;
         let cases = [
             (unknown, ["acme:rockets/launch@1.0.0", ""]),
             (version, ["wasi:cli/environment@0.9.0", ""]),
+            (keyvalue, ["wasi:keyvalue/store@0.2.0-draft", ""]),
+            (&importing, [candidate, "release candidates of WASI 0.3"]),
+            (exporting, ["wasi:cli/run@0.3.0-rc-2026-01-06", "release candidates of WASI 0.3"]),
             ("(component)", ["no entry point", "wasi:cli/run@0.2"]),
             (plugin, ["no entry point", "wasi:http/handler@0.3"]),
         ];

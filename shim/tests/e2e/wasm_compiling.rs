@@ -2,13 +2,12 @@
 use crate::bad_input::clear;
 use crate::harness::command::Running;
 use crate::harness::leaks::Process;
-use crate::harness::{Case, Kind, NAMESPACE, PATIENCE, Test};
+use crate::harness::{Case, Kind, NAMESPACE, Test, eventually};
 use crate::wasm_bad_input::module;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::fs;
-use std::time::{Duration, Instant};
 use test_images::assemble;
 
 pub const CASES: &[Case] = &[
@@ -120,18 +119,4 @@ fn waits_for_lock(process: &Process) -> bool {
     locks
         .lines()
         .any(|line| line.contains("-> FLOCK") && line.split_whitespace().any(|word| word == process.pid.to_string()))
-}
-
-/// What `look` finds, as soon as it does: nothing announces it.
-fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look()? {
-            return Ok(found);
-        }
-        if Instant::now() > deadline {
-            bail!("no {what} after {} s", PATIENCE.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

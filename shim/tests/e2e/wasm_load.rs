@@ -1,6 +1,6 @@
 //! Services under load: by `wrk` and `hey`, and by clients of the tests' own where it has to be known what is under way.
 use crate::harness::{Case, Kind, PATIENCE, Test, command};
-use crate::wasm_service::{Service, annotation, connect, figures, free};
+use crate::wasm_service::{Service, annotation, are_in_flight, connect, figures, free, in_flight};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use h2::client::SendRequest;
 use http::Request;
@@ -137,20 +137,6 @@ fn private(pid: u32) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("reading smaps_rollup")?;
     let lines = text.lines().filter(|line| line.starts_with("Private_"));
     Ok(lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum())
-}
-
-/// Waits until so many requests are being answered.
-fn in_flight(metrics: SocketAddr, count: u32) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !are_in_flight(metrics, count)? {
-        ensure!(Instant::now() < deadline, "not {count} requests under way: {}", figures(metrics)?);
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
-fn are_in_flight(metrics: SocketAddr, count: u32) -> Result<bool> {
-    Ok(figures(metrics)?.contains(&format!("requests_in_flight {count}\n")))
 }
 
 /// Asks for what takes its time, on a connection that could be kept.

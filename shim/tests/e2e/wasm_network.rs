@@ -1,7 +1,8 @@
 //! What guests reach: addresses and names, by the policy of their container.
 use crate::harness::command::Output;
 use crate::harness::{Case, Kind, Test};
-use anyhow::{Context, Result, ensure};
+use crate::wasm_service::{connect, free};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
@@ -42,6 +43,35 @@ pub const CASES: &[Case] = &[
         {
             let output = guest(test, number, policy, &[], &["bind", &port])?;
             ensure!((output.code == 0) == bound, "{policy:?}: {output}");
+        }
+        Ok(())
+    })
+    .kinds(CASE),
+    Case::new("connections_are_accepted", |test| {
+        let address = free()?;
+        std::thread::scope(|scope| {
+            let port = address.port().to_string();
+            let guest = scope.spawn(move || guest(test, 0, "", &[], &["listen", &port]));
+            drop(connect(address)?);
+            guest.join().map_err(|_| anyhow!("the guest's thread panicked"))??.exits(0).map(drop)
+        })
+    })
+    .kinds(CASE),
+    Case::new("datagrams_by_policy", |test| {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        let port = socket.local_addr()?.port().to_string();
+        let here = format!("127.0.0.1:{port}");
+        let cases = [("", true), ("none", false), (here.as_str(), true), ("127.0.0.1:1", false)];
+        for (number, (policy, reached)) in cases.into_iter().enumerate() {
+            let text = format!("datagram {number}");
+            let output = run(test, number, policy, &[], &["/socket.wasm", "127.0.0.1", &port, &text])?;
+            ensure!((output.code == 0) == reached, "{policy:?}: {output}");
+            if reached {
+                let mut buffer = [0; 64];
+                let length = socket.recv(&mut buffer)?;
+                // What was not to be sent would come before.
+                ensure!(&buffer[..length] == text.as_bytes(), "{:?}", String::from_utf8_lossy(&buffer[..length]));
+            }
         }
         Ok(())
     })
@@ -97,8 +127,8 @@ fn guest(test: &Test, number: usize, policy: &str, mounts: &[Value], arguments: 
     run(test, number, policy, mounts, &[&["/network.wasm"], arguments].concat())
 }
 
-/// Runs a guest in the test's own network. (With `--net-host` `ctr` mounts the host's files over ours.)
-fn run(test: &Test, number: usize, policy: &str, mounts: &[Value], arguments: &[&str]) -> Result<Output> {
+/// Runs a program of the image `wasm-cases` in the test's own network. (With `--net-host` `ctr` mounts the host's files over ours.)
+pub fn run(test: &Test, number: usize, policy: &str, mounts: &[Value], arguments: &[&str]) -> Result<Output> {
     let mut spec = test.spec(&[])?.set("/process/args", json!(arguments))?;
     spec = spec.set("/root/path", json!(test.containerd.rootfs("wasm-cases")))?;
     let namespaces = spec.value["linux"]["namespaces"].as_array_mut().context("the spec has namespaces")?;
@@ -112,13 +142,13 @@ fn run(test: &Test, number: usize, policy: &str, mounts: &[Value], arguments: &[
     spec.run()?.id(&test.other(&number.to_string())).output()
 }
 
-fn file(test: &Test, text: &str) -> Result<String> {
+pub fn file(test: &Test, text: &str) -> Result<String> {
     let path = test.containerd.fresh_path("file").display().to_string();
     std::fs::write(&path, text).with_context(|| format!("writing {path}"))?;
     Ok(path)
 }
 
-fn mount(source: &str, destination: &str) -> Value {
+pub fn mount(source: &str, destination: &str) -> Value {
     json!({"type": "bind", "source": source, "destination": destination, "options": ["rbind", "ro"]})
 }
 
@@ -152,7 +182,7 @@ impl NameServer {
     fn stop(self) -> Result<()> {
         self.done.store(true, Ordering::SeqCst);
         self.socket.send_to(b"end", self.socket.local_addr()?)?;
-        self.thread.join().map_err(|_| anyhow::anyhow!("the name server panicked"))?
+        self.thread.join().map_err(|_| anyhow!("the name server panicked"))?
     }
 }
 

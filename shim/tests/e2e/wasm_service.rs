@@ -1,10 +1,9 @@
 //! Services of `wasi:http`: how they are reached, and how they end.
-use crate::harness::command::Running;
-use crate::harness::{Case, Kind, PATIENCE, Test};
+use crate::harness::command::{Output, Running};
+use crate::harness::{Case, Kind, PATIENCE, Test, eventually};
 use anyhow::{Context, Result, ensure};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Instant;
 
 pub const CASES: &[Case] = &[
     Case::new("requests_are_answered", |test| {
@@ -54,7 +53,7 @@ pub const CASES: &[Case] = &[
         ensure!(service.get("/trap")?.starts_with("HTTP/1.0 500 "), "a trap was answered");
         ensure!(service.get("/")?.ends_with("hello\n"), "the service is gone");
         test.kill(&test.id, "TERM")?;
-        let output = service.running.finish()?.exits(0)?;
+        let output = service.output(0)?;
         for word in ["unreachable", "/service.wasm", "GET /trap"] {
             ensure!(output.stderr.contains(word), "no {word}: {output}");
         }
@@ -85,11 +84,7 @@ pub const CASES: &[Case] = &[
         let shown = annotation("metrics-address", &metrics.to_string());
         let service = Service::start(test, &["io.containerd.hybrid.wasm.http-drain=1", &shown])?;
         let looping = service.begin("/loop")?;
-        let deadline = Instant::now() + PATIENCE;
-        while !figures(metrics)?.contains("requests_in_flight 1\n") {
-            ensure!(Instant::now() < deadline, "the request has not arrived");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        in_flight(metrics, 1)?;
         drop(looping);
         // Without this the service would end with 143, as above.
         service.running.wait_for_error("clients that are gone")?;
@@ -153,10 +148,7 @@ pub const CASES: &[Case] = &[
         // The target is whole, though HTTP/1 has the host elsewhere.
         ensure!(service.get("/a/b?c=1")?.ends_with("\r\n\r\nlocalhost/a/b?c=1\n"), "no answer");
         // An instance that had nothing to do for a second is gone, which on a busy machine can be any.
-        let deadline = Instant::now() + PATIENCE;
-        while !service.get("/count")?.ends_with("\n2\n") {
-            ensure!(Instant::now() < deadline, "no instance is used again");
-        }
+        eventually("an instance is used again", || Ok(service.get("/count")?.ends_with("\n2\n").then_some(())))?;
         ensure!(service.get("/trap")?.starts_with("HTTP/1.0 500 "), "a trap was answered");
         ensure!(service.get("/count")?.ends_with("\n1\n"), "an instance that trapped is used again");
         let refused = service.exchange(b"GET / HTTP/1.1\r\nHost: a b\r\nConnection: close\r\n\r\n")?;
@@ -187,19 +179,14 @@ pub fn free() -> Result<SocketAddr> {
 
 /// Connects as soon as somebody listens.
 pub fn connect(address: SocketAddr) -> Result<TcpStream> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match TcpStream::connect(address) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused && Instant::now() < deadline => {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-            stream => {
-                let stream = stream.with_context(|| format!("connecting to {address}"))?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                return Ok(stream);
-            }
+    eventually(&format!("a connection to {address}"), || match TcpStream::connect(address) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(None),
+        stream => {
+            let stream = stream.with_context(|| format!("connecting to {address}"))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            Ok(Some(stream))
         }
-    }
+    })
 }
 
 /// Sends a request and reads to the end of the connection.
@@ -213,6 +200,15 @@ pub fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
 /// The figures that are shown at an address.
 pub fn figures(address: SocketAddr) -> Result<String> {
     exchange(&mut connect(address)?, b"GET /metrics HTTP/1.1\r\n\r\n")
+}
+
+/// Waits until so many requests are being answered.
+pub fn in_flight(metrics: SocketAddr, count: usize) -> Result<()> {
+    eventually(&format!("{count} requests under way"), || Ok(are_in_flight(metrics, count)?.then_some(())))
+}
+
+pub fn are_in_flight(metrics: SocketAddr, count: usize) -> Result<bool> {
+    Ok(figures(metrics)?.contains(&format!("requests_in_flight {count}\n")))
 }
 
 /// A service in a container that has the test's network.
@@ -230,11 +226,16 @@ impl<'a> Service<'a> {
     }
 
     /// Starts another.
-    fn start_of(test: &'a Test<'a>, module: &str, others: &[&str]) -> Result<Service<'a>> {
+    pub fn start_of(test: &'a Test<'a>, module: &str, others: &[&str]) -> Result<Service<'a>> {
+        Service::start_with(test, module, others, &[])
+    }
+
+    /// Starts one with further flags of `ctr run`'s.
+    pub fn start_with(test: &'a Test<'a>, module: &str, others: &[&str], flags: &[&str]) -> Result<Service<'a>> {
         let address = free()?;
         let annotation = annotation("http-address", &address.to_string());
         let run = test.run_image("wasm-cases", &[module]).flags(&["--net-host", "--annotation", &annotation]);
-        let run = others.iter().fold(run, |run, other| run.flags(&["--annotation", other]));
+        let run = others.iter().fold(run, |run, other| run.flags(&["--annotation", other])).flags(flags);
         let service = Service { test, id: test.id.clone(), address, running: run.spawn()? };
         drop(service.connect()?);
         Ok(service)
@@ -244,7 +245,7 @@ impl<'a> Service<'a> {
         connect(self.address)
     }
 
-    fn exchange(&self, request: &[u8]) -> Result<String> {
+    pub fn exchange(&self, request: &[u8]) -> Result<String> {
         exchange(&mut self.connect()?, request)
     }
 
@@ -254,7 +255,7 @@ impl<'a> Service<'a> {
     }
 
     /// A connection with a request on it that is not waited for.
-    fn begin(&self, path: &str) -> Result<TcpStream> {
+    pub fn begin(&self, path: &str) -> Result<TcpStream> {
         let mut stream = self.connect()?;
         stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())?;
         Ok(stream)
@@ -262,12 +263,7 @@ impl<'a> Service<'a> {
 
     /// Waits until it takes no connections any more.
     pub fn stops_listening(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(self.address).is_ok() {
-            ensure!(Instant::now() < deadline, "it still listens");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        Ok(())
+        eventually("it listens no more", || Ok(TcpStream::connect(self.address).is_err().then_some(())))
     }
 
     /// Sends a signal, and expects it to end.
@@ -278,6 +274,11 @@ impl<'a> Service<'a> {
 
     /// Expects it to end.
     pub fn ended(self, code: i32) -> Result<()> {
-        self.running.finish()?.exits(code).map(drop)
+        self.output(code).map(drop)
+    }
+
+    /// Expects it to end, and returns what it has said.
+    pub fn output(self, code: i32) -> Result<Output> {
+        self.running.finish()?.exits(code)
     }
 }

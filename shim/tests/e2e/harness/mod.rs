@@ -21,10 +21,11 @@ pub mod stream;
 pub mod suite;
 pub mod task;
 
+use anyhow::{Result, ensure};
 pub use case::{Case, Kind, Test};
 pub use containerd::{Containerd, Runtime};
 pub use run::Run;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long any single wait may take before the test fails; far more than a slow machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -33,6 +34,19 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub fn limit(duration: Duration) -> Duration {
     let emulated = std::env::var_os("HYBRID_NODE").is_some_and(|accelerator| accelerator == "tcg");
     if emulated { duration * 10 } else { duration }
+}
+
+/// What `look` finds, as soon as it does: for what nothing announces.
+#[allow(dead_code, reason = "only the tests through ctr ask for it")]
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < deadline, "{what}: not after {} s", PATIENCE.as_secs());
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// The containerd namespace of all tests.
