@@ -46,6 +46,7 @@ const TESTS: &[(&str, fn())] = &[
     ("traps_are_told_and_end_with_134", traps_are_told_and_end_with_134),
     ("modules_are_refused_in_a_sentence", modules_are_refused_in_a_sentence),
     ("functions_are_called", functions_are_called),
+    ("objects_are_limited", objects_are_limited),
     ("components_run", components_run),
     ("a_module_is_found_in_the_current_folder", a_module_is_found_in_the_current_folder),
     ("commands_of_wasi_0_3_run", commands_of_wasi_0_3_run),
@@ -294,11 +295,36 @@ fn functions_are_called() {
         (core module $m (func (export "f") (unreachable))) (core instance $i (instantiate $m))
         (func (export "f") (canon lift (core func $i "f"))))"#;
     assert_eq!(run(&wat(component), "#f").code, 134);
+    // Also one of WASI 0.3's kind, and of a service, whose code counts epochs.
+    let component = r#"(component
+        (core module $m (func (export "f")) (func (export "g") (local $n i32)
+            (loop (br_if 0 (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 100_000_000))))))
+        (core instance $i (instantiate $m)) (type $t (func async))
+        (func (export "f") (type $t) (canon lift (core func $i "f")))
+        (func $g (canon lift (core func $i "g"))) (export "g" (func $g))
+        (instance $handler (export "handle" (func $g))) (export "wasi:http/handler@0.3.0" (instance $handler)))"#;
+    assert_eq!((run(&wat(component), "#f").code, run(&wat(component), "#g").code), (0, 0));
+}
+
+/// Instances are counted over all of a component's parts.
+fn objects_are_limited() {
+    let component = |parts: usize| {
+        let (instances, parts) =
+            ("(core instance (instantiate $m))".repeat(990), "(instance (instantiate $c))".repeat(parts));
+        let run = run_export("wasi:cli/run@0.2.0", "", "(i32.const 0)");
+        wat(&format!("(component (component $c (core module $m) {instances}) {parts} {run})"))
+    };
+    assert_eq!(run(&component(10), "").code, 0);
+    let ended = run(&component(11), "");
+    assert!(ended.code == 1 && ended.stderr.contains("instance count too high"), "{}: {}", ended.code, ended.stderr);
 }
 
 fn components_run() {
     assert_eq!(run(&wat(&command(0)), "").code, 0);
     assert_eq!(run(&wat(&command(1)), "").code, 1);
+    // Of any patch version.
+    let newer = run_export("wasi:cli/run@0.2.99", "", "(i32.const 0)");
+    assert_eq!(run(&wat(&format!("(component {newer})")), "").code, 0);
 }
 
 fn a_module_is_found_in_the_current_folder() {
@@ -314,7 +340,7 @@ fn commands_of_wasi_0_3_run() {
     }
     // Its interfaces were others.
     let text = refusal(&wat(&command03("0.3.0-rc-2025-09-16", 0)), "");
-    assert!(text.contains("wasi:cli/run@0.3"), "{text}");
+    assert!(text.contains("wasi:cli/run@0.3.0-rc-2025-09-16: release candidates"), "{text}");
 }
 
 fn the_newest_entry_point_is_called() {

@@ -3,6 +3,7 @@
  *
  *   /count   how many requests this instance has had
  *   /trap    traps
+ *   /hold    is not answered for an hour
  *   other    the target as the guest sees it: its authority and path
  */
 #include <stdint.h>
@@ -10,6 +11,7 @@
 #include <string.h>
 
 #define TYPES(name) __attribute__((import_module("wasi:http/types@0.3.0"), import_name(name)))
+#define CLOCK(name) __attribute__((import_module("wasi:clocks/monotonic-clock@0.3.0"), import_name(name)))
 #define OWN(name) __attribute__((import_module("[export]wasi:http/handler@0.3.0"), import_name(name)))
 #define ROOT(name) __attribute__((import_module("$root"), import_name(name)))
 
@@ -30,6 +32,8 @@ TYPES("[future-drop-writable-1][static]response.new") void trailers_drop(int32_t
 TYPES("[future-drop-readable-2][static]response.new") void sent_drop(int32_t readable);
 OWN("[task-return]handle")
 void handle_return(int32_t is_error, int32_t response, int32_t a, int64_t b, int32_t c, int32_t d, int32_t e, int32_t f);
+/* The state of the call, and what to wait for above four bits. */
+CLOCK("[async-lower]wait-for") int32_t wait_for(int64_t nanoseconds);
 ROOT("[waitable-set-new]") int32_t set_new(void);
 ROOT("[waitable-set-drop]") void set_drop(int32_t set);
 ROOT("[waitable-join]") void join(int32_t waitable, int32_t set);
@@ -100,6 +104,11 @@ __attribute__((export_name("[async-lift]wasi:http/handler@0.3.0#handle"))) int32
     request_drop(request);
     if (strcmp(answer->text + path, "/trap") == 0)
         __builtin_trap();
+    if (strcmp(answer->text + path, "/hold") == 0) {
+        answer->set = set_new();
+        join((int32_t)((uint32_t)wait_for(3600000000000) >> 4), answer->set);
+        return WAIT | answer->set << 4;
+    }
     if (strcmp(answer->text + path, "/count") == 0) {
         length = 0;
         for (int digits = count, unit = 100; unit > 0; unit /= 10)

@@ -3,7 +3,7 @@
 use crate::{Image, tree::header};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha512};
 use std::path::{Path, PathBuf};
 use tar::EntryType;
 
@@ -11,10 +11,8 @@ use tar::EntryType;
 pub(crate) fn oci(image: &Image) -> Result<Vec<u8>> {
     let mut blobs = Blobs::default();
     let layer = blobs.add("application/vnd.oci.image.layer.v1.tar", image.tree.layer()?);
-    let config = json!({
+    let mut config = json!({
         "created": "1970-01-01T00:00:00Z",
-        "architecture": architecture(),
-        "os": "linux",
         "config": {
             "Entrypoint": image.entrypoint,
             "Cmd": image.command,
@@ -24,9 +22,13 @@ pub(crate) fn oci(image: &Image) -> Result<Vec<u8>> {
         // The layer is not compressed, so the digest of its content is that of the blob.
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
     });
+    let for_whom = platform(image.os);
+    for part in ["os", "architecture"] {
+        config[part] = for_whom[part].clone();
+    }
     let config = blobs.add(ORDINARY_CONFIG, serde_json::to_vec(&config)?);
-    let platform = json!({"os": "linux", "architecture": architecture()});
-    let manifest = blobs.manifest(&config, &[&layer], &json!({}))?;
+    let mut manifest = blobs.manifest(&config, &[&layer], &json!({}))?;
+    manifest["platform"] = for_whom;
     // Docker Engine's own image store knows no index.json.
     let path = |blob: &Value| blob["digest"].as_str().map(|digest| format!("blobs/{}", digest.replace(':', "/")));
     let for_docker = json!([{
@@ -34,7 +36,7 @@ pub(crate) fn oci(image: &Image) -> Result<Vec<u8>> {
         "RepoTags": [image.reference()],
         "Layers": [path(&layer)],
     }]);
-    blobs.archive(&image.reference(), manifest, platform, &[("manifest.json", serde_json::to_vec(&for_docker)?)])
+    blobs.archive(&image.reference(), manifest, &[("manifest.json", serde_json::to_vec(&for_docker)?)])
 }
 
 /// The config of an ordinary image.
@@ -52,17 +54,26 @@ pub(crate) fn save(out: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The content of an archive: digests in hexadecimal, and what has them.
+/// The content of an archive: algorithm and digest in hexadecimal, as a path, and what has them.
 #[derive(Default)]
 pub(crate) struct Blobs(Vec<(String, Vec<u8>)>);
 
 impl Blobs {
     /// Keeps `content` as a blob and returns its descriptor.
     pub fn add(&mut self, media_type: &str, content: Vec<u8>) -> Value {
-        let digest: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
-        let descriptor = json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": content.len()});
-        self.0.push((digest, content));
-        descriptor
+        self.add_by("sha256", &Sha256::digest(&content), media_type, content)
+    }
+
+    /// The same with a digest of SHA-512.
+    pub fn add_by_sha512(&mut self, media_type: &str, content: Vec<u8>) -> Value {
+        self.add_by("sha512", &Sha512::digest(&content), media_type, content)
+    }
+
+    fn add_by(&mut self, algorithm: &str, digest: &[u8], media_type: &str, content: Vec<u8>) -> Value {
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let size = content.len();
+        self.0.push((format!("{algorithm}/{digest}"), content));
+        json!({"mediaType": media_type, "digest": format!("{algorithm}:{digest}"), "size": size})
     }
 
     /// Keeps a manifest and returns its descriptor.
@@ -75,25 +86,20 @@ impl Blobs {
         Ok(self.add(TYPE, serde_json::to_vec(&manifest)?))
     }
 
+    /// Keeps an index of these manifests and returns its descriptor.
+    pub fn index(&mut self, manifests: &[Value]) -> Result<Value> {
+        let index = index(manifests);
+        Ok(self.add(INDEX, serde_json::to_vec(&index)?))
+    }
+
     /// The archive's bytes, with other files beside. The annotations name the image for every containerd from 1.6 on: those
     /// before 1.7 know only `io.containerd.image.name`.
-    pub fn archive(
-        self,
-        reference: &str,
-        mut manifest: Value,
-        platform: Value,
-        others: &[(&str, Vec<u8>)],
-    ) -> Result<Vec<u8>> {
-        manifest["platform"] = platform;
+    pub fn archive(self, reference: &str, mut manifest: Value, others: &[(&str, Vec<u8>)]) -> Result<Vec<u8>> {
         manifest["annotations"] = json!({
             "io.containerd.image.name": reference,
             "org.opencontainers.image.ref.name": "latest",
         });
-        let index = json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [manifest],
-        });
+        let index = index(&[manifest]);
         let mut tar = tar::Builder::new(Vec::new());
         let mut add = |path: &str, content: &[u8]| {
             tar.append_data(&mut header(EntryType::Regular, 0o644, content.len()), path, content)
@@ -105,14 +111,25 @@ impl Blobs {
             add(path, content)?;
         }
         for (digest, content) in &self.0 {
-            add(&format!("blobs/sha256/{digest}"), content)?;
+            add(&format!("blobs/{digest}"), content)?;
         }
         tar.into_inner().context("finishing the archive")
     }
 }
 
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+fn index(manifests: &[Value]) -> Value {
+    json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests})
+}
+
+/// The host's, or one of WebAssembly's.
+pub(crate) fn platform(os: &str) -> Value {
+    json!({"os": os, "architecture": if os == "linux" { architecture() } else { "wasm" }})
+}
+
 /// The host's architecture as the OCI image spec (Go's GOARCH) names it.
-pub(crate) fn architecture() -> &'static str {
+fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

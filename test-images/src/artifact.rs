@@ -1,6 +1,6 @@
 //! Images whose modules are layers as they are, which containerd does not unpack: each form that is in use, and some that
 //! can't be run.
-use crate::archive::{self, Blobs, ORDINARY_CONFIG, architecture};
+use crate::archive::{self, Blobs, ORDINARY_CONFIG, platform};
 use crate::{programs, wasm};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -19,6 +19,10 @@ pub struct Artifact {
     os: &'static str,
     layers: Vec<Layer>,
     annotations: Value,
+    /// Whether its layers are known by digests of SHA-512.
+    by_sha512: bool,
+    /// Whether it is one of an index, with something else for the host's platform.
+    indexed: bool,
 }
 
 struct Layer {
@@ -49,24 +53,39 @@ impl Artifact {
         let config = blobs.add(self.config_type, serde_json::to_vec(&self.config)?);
         let mut layers = Vec::new();
         for layer in &self.layers {
-            let mut descriptor = blobs.add(layer.media_type, layer.content.clone());
+            let content = layer.content.clone();
+            let mut descriptor = match self.by_sha512 {
+                true => blobs.add_by_sha512(layer.media_type, content),
+                false => blobs.add(layer.media_type, content),
+            };
             if !layer.title.is_empty() {
                 descriptor["annotations"] = json!({"org.opencontainers.image.title": layer.title});
             }
             layers.push(descriptor);
         }
-        let manifest = blobs.manifest(&config, &layers.iter().collect::<Vec<_>>(), &self.annotations)?;
-        blobs.archive(&self.reference(), manifest, platform(self.os), &[])
+        let mut manifest = blobs.manifest(&config, &layers.iter().collect::<Vec<_>>(), &self.annotations)?;
+        manifest["platform"] = platform(self.os);
+        if self.indexed {
+            let other = blobs.add(WASM, b"not a module".to_vec());
+            let mut other = blobs.manifest(&config, &[&other], &json!({}))?;
+            other["platform"] = platform("linux");
+            manifest = blobs.index(&[other, manifest])?;
+        }
+        blobs.archive(&self.reference(), manifest, &[])
+    }
+
+    fn by_sha512(self) -> Artifact {
+        Artifact { by_sha512: true, ..self }
+    }
+
+    fn indexed(self) -> Artifact {
+        Artifact { indexed: true, ..self }
     }
 
     fn annotated(mut self, key: &str, value: &str) -> Artifact {
         self.annotations[key] = json!(value);
         self
     }
-}
-
-fn platform(os: &str) -> Value {
-    json!({"os": os, "architecture": if os == "linux" { architecture() } else { "wasm" }})
 }
 
 fn layer(media_type: &'static str, title: &'static str, content: impl Into<Vec<u8>>) -> Layer {
@@ -79,12 +98,13 @@ fn ordinary(name: &'static str, os: &'static str, entrypoint: &[&str], layers: V
     config["created"] = json!("1970-01-01T00:00:00Z");
     config["config"] = json!({"Entrypoint": entrypoint, "WorkingDir": "/"});
     config["rootfs"] = json!({"type": "layers", "diff_ids": []});
-    Artifact { name, config_type: ORDINARY_CONFIG, config, os, layers, annotations: json!({}) }
+    Artifact { config, ..artifact(name, ORDINARY_CONFIG, os, layers) }
 }
 
 /// With a config of another type.
 fn artifact(name: &'static str, config_type: &'static str, os: &'static str, layers: Vec<Layer>) -> Artifact {
-    Artifact { name, config_type, config: platform(os), os, layers, annotations: json!({}) }
+    let (config, annotations) = (platform(os), json!({}));
+    Artifact { name, config_type, config, os, layers, annotations, by_sha512: false, indexed: false }
 }
 
 /// Builds every artifact. Needs clang with wasi-libc (see `programs.rs`).
@@ -114,6 +134,8 @@ pub fn artifacts() -> Result<Vec<Artifact>> {
             &["/probe.wasm"],
             vec![layer(WASM, "probe.wasm", core.clone()), layer(WASM, "function.wasm", function.clone())],
         ),
+        artifact("sha512-layer", cncf, "wasip1", vec![layer(WASM, "", core.clone())]).by_sha512(),
+        artifact("in-an-index", cncf, "wasip1", vec![layer(WASM, "", core.clone())]).indexed(),
         // One prints the name that it is called by.
         artifact("name-with-title", cncf, "wasip1", vec![layer(WASM, "printer.wasm", wasm::case("name.wasm")?)]),
         artifact("name-without-title", cncf, "wasip1", vec![layer(WASM, "", wasm::case("name.wasm")?)]),

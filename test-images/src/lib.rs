@@ -21,6 +21,8 @@ pub struct Image {
     name: &'static str,
     entrypoint: Vec<&'static str>,
     command: Vec<&'static str>,
+    /// `linux`, on the host's architecture, or one of WebAssembly's.
+    os: &'static str,
     tree: Tree,
 }
 
@@ -91,6 +93,7 @@ pub fn build() -> Result<Vec<Image>> {
             name: "linux",
             entrypoint: vec!["/bin/probe"],
             command: vec!["hello"],
+            os: "linux",
             tree: Tree::base().file("bin/probe", 0o755, probe.clone()),
         },
         // What keeps a pod's namespaces.
@@ -98,44 +101,59 @@ pub fn build() -> Result<Vec<Image>> {
             name: "pause",
             entrypoint: vec!["/bin/probe"],
             command: vec!["reap"],
+            os: "linux",
             tree: Tree::base().file("bin/probe", 0o755, probe.clone()),
         },
         Image {
             name: "wasm-core",
             entrypoint: vec!["/probe.wasm"],
             command: vec!["hello"],
+            os: "linux",
             tree: Tree::base().file("probe.wasm", 0o644, core.clone()),
         },
         Image {
             name: "wasm-component",
             entrypoint: vec!["/probe.wasm"],
             command: vec!["hello"],
+            os: "linux",
             tree: Tree::base().file("probe.wasm", 0o644, component),
         },
         Image {
             name: "hostile",
             entrypoint: vec!["/bin/probe"],
             command: vec!["hello"],
+            os: "linux",
             tree: Tree::hostile().file("bin/probe", 0o755, probe.clone()).file("probe.wasm", 0o644, core.clone()),
         },
         Image {
             name: "mixed",
             entrypoint: vec!["/probe.wasm"],
             command: vec!["hello"],
+            os: "linux",
             tree: Tree::base().file("bin/probe", 0o755, probe).file("probe.wasm", 0o644, core),
         },
         // No entrypoint: each case is named on the command line.
-        Image { name: "wasm-cases", entrypoint: vec![], command: vec!["/true.wasm"], tree: wasm::cases(Tree::base())? },
+        Image {
+            name: "wasm-cases",
+            entrypoint: vec![],
+            command: vec!["/true.wasm"],
+            os: "linux",
+            tree: wasm::cases(Tree::base())?,
+        },
     ])
 }
 
 /// Builds images of small modules that nothing else uses.
 pub fn ahead_of_time() -> Result<Vec<Image>> {
-    let image = |name: &'static str, path: &'static str, entrypoint: &'static str| -> Result<Image> {
+    let image = |name: &'static str, os: &'static str, path: &'static str, entrypoint: &'static str| -> Result<Image> {
         let tree = Tree::base().file(path, 0o644, labelled(name)?);
-        Ok(Image { name, entrypoint: vec![entrypoint], command: vec![], tree })
+        Ok(Image { name, entrypoint: vec![entrypoint], command: vec![], os, tree })
     };
-    Ok(vec![image("ahead-file", "ahead.wasm", "/ahead.wasm")?, image("watched-file", "watched.wasm", "/watched.wasm")?])
+    Ok(vec![
+        image("ahead-file", "linux", "ahead.wasm", "/ahead.wasm")?,
+        image("watched-file", "linux", "watched.wasm", "/watched.wasm")?,
+        image("platform-file", "wasi", "platform.wasm", "/platform.wasm")?,
+    ])
 }
 
 /// A small module that does nothing, and is another for each label.

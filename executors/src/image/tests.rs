@@ -53,6 +53,7 @@ fn every_form_of_a_module_is_known() {
         (ORDINARY, "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm"),
         ("application/vnd.wasm.config.v1+json", "application/vnd.wasm.content.layer.v1+wasm"),
         ("application/vnd.oci.empty.v1+json", WASM),
+        ("application/vnd.unknown.config.v1+json", WASM),
     ] {
         let store = image(config, &[(layer, "")]);
         assert_eq!(module(&store, "").unwrap(), Some(("module.wasm".into(), None)), "{config} {layer}");
@@ -157,6 +158,39 @@ fn content_is_what_its_descriptor_says() {
     refused(&store, Kind::InvalidArgument, "bytes long");
     store.record.size = 10 << 20;
     refused(&store, Kind::InvalidArgument, "10485760 bytes");
+}
+
+#[test]
+fn content_is_compared_by_sha512_too() {
+    use sha2::{Digest as _, Sha512};
+    let mut store = Memory::default();
+    let config = store.document(CNCF, &json!({}));
+    let layer = json!({"mediaType": WASM, "digest": format!("sha512:{:x}", Sha512::digest("\0asm")), "size": 4});
+    let manifest = store.document(MANIFEST, &json!({"config": config, "layers": [layer]}));
+    let mut store = store.target(&manifest);
+    let read = |store: &Memory| Image::of(store)?.unwrap().module(store, "")?.unwrap().0.read().map(drop);
+    store.replace(&layer, Some(b"\0asm"));
+    read(&store).unwrap();
+    store.replace(&layer, Some(b"\0asx"));
+    let error = read(&store).unwrap_err().to_string();
+    assert!(error.contains("its content has the digest sha512:"), "{error}");
+}
+
+#[test]
+fn what_is_too_large_is_not_read() {
+    let mut store = Memory::default();
+    let (config, mut layer) = (store.document(CNCF, &json!({})), store.blob(WASM, "\0asm"));
+    layer["size"] = json!((512 << 20) + 1);
+    let manifest = store.document(MANIFEST, &json!({"config": config, "layers": [layer]}));
+    let store = store.target(&manifest);
+    let error =
+        Image::of(&store).unwrap().unwrap().module(&store, "").unwrap().unwrap().0.read().map(drop).unwrap_err();
+    assert!(error.to_string().contains("536870913 bytes, and no more than 536870912 are read"), "{error}");
+    let mut store = Memory::default();
+    let (mut config, layer) = (store.document(ORDINARY, &json!({})), store.blob(WASM, "\0asm"));
+    config["size"] = json!((4 << 20) + 1);
+    let manifest = store.document(MANIFEST, &json!({"config": config, "layers": [layer]}));
+    refused(&store.target(&manifest), Kind::InvalidArgument, "4194305 bytes, and no more than 4194304 are read");
 }
 
 #[test]

@@ -353,6 +353,24 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_names_all() {
+        let page = include_str!("../../../docs/wasm.md");
+        let rows: Vec<Vec<&str>> = page
+            .lines()
+            .filter(|line| line.starts_with("| `Wasm"))
+            .map(|line| line.split('|').map(|cell| cell.trim().trim_matches('`')).collect())
+            .collect();
+        assert_eq!(rows.len(), KEYS.len());
+        for key in &KEYS {
+            let row = rows.iter().find(|row| row[1] == key.option);
+            assert_eq!(row.map(|row| row[2]), Some(key.annotation.unwrap_or_default()), "{}", key.option);
+        }
+        let line = page.lines().find(|line| line.contains("`WasmProposals` turns on others"));
+        let quoted: Vec<&str> = line.unwrap().split('`').skip(3).step_by(2).collect();
+        assert_eq!(quoted, PROPOSALS);
+    }
+
+    #[test]
     fn switches() {
         assert!(!set("WasmWasi03", "false").unwrap().wasi03);
         assert!(refused("WasmWasi03", "off").contains("true or false"));

@@ -1,5 +1,5 @@
 //! WebAssembly in an image's layers as it is: every form, and what is refused. containerd unpacks none of them.
-use crate::harness::command::Output;
+use crate::harness::command::{self, Output};
 use crate::harness::{Case, Kind, Test};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -34,6 +34,37 @@ pub const CASES: &[Case] = &[
             ensure!(output.stdout == "hello from WebAssembly\n", "{name}: {output}");
         }
         Ok(())
+    })
+    .kinds(CORE),
+    Case::new("of_an_index_webassembly_is_taken", |test| {
+        // What it has for the host's platform is no module.
+        let output = run(test, "in-an-index", &["/probe.wasm", "hello"])?.exits(0)?;
+        ensure!(output.stdout == "hello from WebAssembly\n", "{output}");
+        Ok(())
+    })
+    .kinds(CORE),
+    Case::new("a_layer_by_sha512", |test| {
+        let layer = test.containerd.layer("sha512-layer")?;
+        ensure!(layer.starts_with("sha512:"), "{layer}");
+        // An import keeps content by SHA-256 only; a pull says which digest it expects.
+        let module = fs::read(test.containerd.rootfs("wasm-core").join("probe.wasm")).context("reading the probe")?;
+        let mut ingest = test.ctr(["content", "ingest", "--expected-digest", &layer, "sha512-layer"]).command();
+        let ingested = command::output(&mut ingest, &module)?;
+        if ingested.code != 0 {
+            // containerd before 2.3 computes no other digest than SHA-256.
+            return ingested.refused(&["digest", "sha512"]).map(drop);
+        }
+        let output = run(test, "sha512-layer", &["/probe.wasm", "hello"])?.exits(0)?;
+        ensure!(output.stdout == "hello from WebAssembly\n", "{output}");
+        Ok(())
+    })
+    .kinds(CORE),
+    Case::new("an_ordinary_image_of_its_own_platform", |test| {
+        let images = test_images::ahead_of_time()?;
+        let image = images.iter().find(|image| image.name() == "platform-file").context("the image")?;
+        let archive = image.save(test.containerd.folder())?;
+        test.ctr(["image", "import", "--platform", "wasi/wasm"]).arg(archive).done()?;
+        test.run_image("platform-file", &[]).flags(&["--platform", "wasi/wasm"]).done().map(drop)
     })
     .kinds(CORE),
     Case::new("arguments_are_the_specs", |test| {

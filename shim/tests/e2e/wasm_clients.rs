@@ -1,11 +1,12 @@
 //! Clients of a service that are many, slow, or don't say all.
 use crate::harness::{Case, Kind, PATIENCE, eventually};
-use crate::wasm_service::{Service, annotation, are_in_flight, free, in_flight};
-use anyhow::{Context, Result, bail, ensure};
+use crate::wasm_service::{Service, annotation, are_in_flight, figures, free, in_flight};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub const CASES: &[Case] = &[
@@ -24,6 +25,40 @@ pub const CASES: &[Case] = &[
         is_answered(&mut waiting)?;
         drop(held);
         service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+    Case::new("an_instance_answers_128_requests", |test| {
+        let metrics = free()?;
+        let shown = annotation("metrics-address", &metrics.to_string());
+        let service = Service::start_of(test, "/handler.wasm", &[&shown])?;
+        let deadline = Instant::now() + PATIENCE;
+        let count = || -> Result<u32> {
+            let answer = service.get("/count")?;
+            answer.trim_end().rsplit('\n').next().and_then(|line| line.parse().ok()).context(answer.clone())
+        };
+        // There may be several instances, and one that has nothing to do for a second is gone.
+        let (mut answered, mut last) = (0, 0);
+        while answered < 300 || last != 128 {
+            last = count()?;
+            answered += 1;
+            ensure!(last <= 128, "an instance has answered {last} requests");
+            ensure!(Instant::now() < deadline, "no instance has answered 128 requests");
+        }
+        eventually("no instance is left", || Ok(instances(metrics)?.eq(&0).then_some(())))?;
+        ensure!(count()? == 1, "an instance is used again");
+        service.ends("TERM", 0)
+    })
+    .kinds(CASE),
+    Case::new("an_instance_answers_16_requests_at_once", |test| {
+        let metrics = free()?;
+        let shown = annotation("metrics-address", &metrics.to_string());
+        let service = Service::start_of(test, "/handler.wasm", &[&shown])?;
+        let held: Vec<TcpStream> = (0..240).map(|_| service.begin("/hold")).collect::<Result<_>>()?;
+        in_flight(metrics, held.len())?;
+        // More are made when none is free at that moment.
+        eventually("an instance for each 16", || Ok((instances(metrics)? >= held.len() / 16).then_some(())))?;
+        ensure!(instances(metrics)? < held.len(), "an instance for each");
+        service.ends("KILL", 137)
     })
     .kinds(CASE),
     Case::new("connections_beyond_1000_wait", |test| {
@@ -73,15 +108,20 @@ pub const CASES: &[Case] = &[
     .kinds(CASE),
     Case::new("a_request_half_sent_at_the_end_may_be_completed", |test| {
         // It has a second, which a busy machine can take by itself.
-        for _ in 0..20 {
+        for _ in 0..5 {
             let service = Service::start(test, &[])?;
             let mut half = service.connect()?;
             half.write_all(b"GET / HTTP/1.1\r\nHo")?;
             // Answered later, so that was read before.
             ensure!(service.get("/")?.ends_with("hello\n"), "no answer");
-            test.kill(&test.id, "TERM")?;
-            service.stops_listening()?;
-            let answered = half.write_all(b"st: a\r\n\r\n").is_ok() && is_answered(&mut half).is_ok();
+            let answered = thread::scope(|scope| {
+                let kill = scope.spawn(|| test.kill(&test.id, "TERM"));
+                service.stops_listening()?;
+                // Not at once: some of that second is used.
+                thread::sleep(Duration::from_millis(300));
+                let answered = half.write_all(b"st: a\r\n\r\n").is_ok() && is_answered(&mut half).is_ok();
+                kill.join().map_err(|_| anyhow!("the signal's thread panicked"))?.map(|()| answered)
+            })?;
             service.ended(0)?;
             if answered {
                 return Ok(());
@@ -129,6 +169,13 @@ pub const CASES: &[Case] = &[
 ];
 
 const CASE: &[Kind] = &[Kind::Core];
+
+/// How many instances there are.
+fn instances(metrics: SocketAddr) -> Result<usize> {
+    let text = figures(metrics)?;
+    let line = text.lines().find_map(|line| line.strip_prefix("hybrid_wasm_instances "));
+    line.and_then(|count| count.parse().ok()).context(text.clone())
+}
 
 /// A request that is answered when its body has one more byte.
 fn half_a_body(service: &Service) -> Result<TcpStream> {

@@ -87,7 +87,8 @@ const PREOPENS: &str = "io.containerd.hybrid.wasm.preopens";
 /// Every policy for folders: what can be read, and written, by which name.
 fn folders(test: &Test) -> Result<()> {
     let shared = folder(test, &[("file", "shared")])?;
-    let cases: [(&str, &[&str], bool); 14] = [
+    let single = format!("{shared}/file");
+    let cases: [(&str, &[&str], bool); 18] = [
         ("rootfs", &["cat", "/etc/passwd"], true),
         ("rootfs", &["cat", "/shared/file"], true),
         ("rootfs", &["write", "/shared/new", "x"], true),
@@ -95,6 +96,10 @@ fn folders(test: &Test) -> Result<()> {
         ("mounts", &["cat", "/shared/file"], true),
         ("mounts", &["write", "/shared/new", "x"], true),
         ("mounts", &["cat", "/proc/self/status"], false),
+        ("rootfs", &["cat", "/single/file"], true),
+        ("mounts", &["cat", "/single/file"], false),
+        ("rootfs", &["cat", "/dev/null"], true),
+        ("mounts", &["cat", "/dev/null"], false),
         ("none", &["cat", "/etc/passwd"], false),
         ("none", &["hello"], true),
         ("/etc", &["cat", "/etc/passwd"], true),
@@ -105,6 +110,8 @@ fn folders(test: &Test) -> Result<()> {
     ];
     for (number, (policy, arguments, works)) in cases.into_iter().enumerate() {
         let spec = test.spec(arguments)?.mount(bind(&shared, "/shared", "rw"))?;
+        // A file by itself is no folder.
+        let spec = spec.mount(bind(&single, "/single/file", "ro"))?;
         let run = spec.set("/annotations", json!({PREOPENS: policy}))?.run()?;
         let output = run.id(&test.other(&number.to_string())).output()?;
         ensure!((output.code == 0) == works, "{policy}: {output}");

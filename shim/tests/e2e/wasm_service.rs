@@ -118,6 +118,14 @@ pub const CASES: &[Case] = &[
         run.output()?.exits(1)?.refused(&["listen on 127.0.0.1:", "in use"]).map(drop)
     })
     .kinds(CASE),
+    Case::new("it_says_where_it_listens", |test| {
+        // In a network of its own.
+        let running = test.run_image("wasm-cases", &["/service.wasm"]).spawn()?;
+        running.wait_for_error("Serving HTTP on http://0.0.0.0:8080/\n")?;
+        test.kill(&test.id, "TERM")?;
+        running.finish()?.exits(0).map(drop)
+    })
+    .kinds(CASE),
     Case::new("the_environment_names_the_address", |test| {
         let run = test.run_image("wasm-cases", &["/service.wasm"]);
         let run = run.flags(&["--net-host", "--env", "WASMTIME_HTTP_PROXY_SOCKET_ADDR=nowhere"]);
@@ -139,6 +147,10 @@ pub const CASES: &[Case] = &[
         let text = figures(metrics)?;
         for line in ["responses_total{code=\"2xx\"} 1\n", "responses_total{code=\"5xx\"} 1\n", "traps_total 1\n"] {
             ensure!(text.contains(&format!("hybrid_wasm_{line}")), "no {line}: {text}");
+        }
+        for name in ["linear_memory_bytes", "grow_refused_total", "instances", "instances_total", "requests_in_flight"]
+        {
+            ensure!(text.contains(&format!("\nhybrid_wasm_{name} ")), "no {name}: {text}");
         }
         service.ends("TERM", 0)
     })
@@ -199,7 +211,7 @@ pub fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
 
 /// The figures that are shown at an address.
 pub fn figures(address: SocketAddr) -> Result<String> {
-    exchange(&mut connect(address)?, b"GET /metrics HTTP/1.1\r\n\r\n")
+    exchange(&mut connect(address)?, b"GET /any HTTP/1.1\r\n\r\n")
 }
 
 /// Waits until so many requests are being answered.
