@@ -53,9 +53,12 @@ pub const CASES: &[Case] = &[
         let metrics = free()?;
         let shown = annotation("metrics-address", &metrics.to_string());
         let service = Service::start_of(test, "/handler.wasm", &[&shown])?;
-        let held: Vec<TcpStream> = (0..240).map(|_| service.begin("/hold")).collect::<Result<_>>()?;
-        in_flight(metrics, held.len())?;
-        // More are made when none is free at that moment.
+        let mut held = Vec::new();
+        // One after the other: more instances are made when none is free at that moment.
+        while held.len() < 80 {
+            held.push(service.begin("/hold")?);
+            in_flight(metrics, held.len())?;
+        }
         eventually("an instance for each 16", || Ok((instances(metrics)? >= held.len() / 16).then_some(())))?;
         ensure!(instances(metrics)? < held.len(), "an instance for each");
         service.ends("KILL", 137)
