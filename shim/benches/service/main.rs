@@ -18,9 +18,11 @@ use harness::{Containerd, Run, Runtime, isolated, leaks};
 use load::LOADS;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::Command;
 
-/// What is served, as the test images have it: both answer `hello`.
+/// The test image with what is served.
+const IMAGE: &str = "wasm-cases";
+
+/// What is served: both answer `hello`.
 const SERVICES: [(&str, &str); 2] = [("WASI 0.2", "service.wasm"), ("WASI 0.3", "handler.wasm")];
 
 /// How many services of a kind wait at once: what they share is shared by several.
@@ -49,16 +51,12 @@ fn main() -> Result<()> {
 /// Prints the requests per second of each load.
 fn requests(containerd: &Containerd, wasmtime: &Path, module: &str, rounds: usize) -> Result<()> {
     let ours = Service::start(containerd, module, "loaded")?;
-    let address = free()?;
-    let mut command = Command::new(wasmtime.join("bin/wasmtime"));
-    let path = containerd.rootfs("wasm-cases").join(module);
-    let theirs = Running::spawn(command.args(["serve", "-Scli", "--addr", &address.to_string()]).arg(path))?;
-    theirs.wait_for_error("Serving HTTP on")?;
+    let theirs = Service::start_wasmtime(containerd, wasmtime, module)?;
     for (name, load) in LOADS {
         let mut rates = [Vec::new(), Vec::new()];
         // The first round warms both, and is not counted.
         for round in 0..=rounds {
-            for (index, address) in [ours.address, address].into_iter().enumerate() {
+            for (index, address) in [ours.address, theirs.address].into_iter().enumerate() {
                 let rate = load(address).with_context(|| format!("{name}, of {}", ["hybrid", "wasmtime"][index]))?;
                 if round > 0 {
                     rates[index].push(rate);
@@ -68,8 +66,8 @@ fn requests(containerd: &Containerd, wasmtime: &Path, module: &str, rounds: usiz
         let [ours, theirs] = rates.map(median);
         println!("  {name:<32} {ours:7.0}/s   wasmtime {theirs:7.0}/s   {:.3} of its", ours / theirs);
     }
-    theirs.kill()?;
-    ours.end()
+    ours.end("TERM")?;
+    theirs.end("INT")
 }
 
 /// Prints the memory of services that wait for their first request.
@@ -85,7 +83,7 @@ fn idle(containerd: &Containerd, module: &str) -> Result<()> {
         of("Pss:")?,
         of("Rss:")?
     );
-    services.into_iter().try_for_each(Service::end)
+    services.into_iter().try_for_each(|service| service.end("TERM"))
 }
 
 /// A service in a container, on the network of the benches.
@@ -100,12 +98,30 @@ impl<'a> Service<'a> {
     fn start(containerd: &'a Containerd, module: &str, id: &str) -> Result<Service<'a>> {
         let address = free()?;
         let annotation = format!("io.containerd.hybrid.wasm.http-address={address}");
-        let running = Run::image(containerd, "docker.io/hybrid/wasm-cases:latest", id)
+        let running = Run::image(containerd, &format!("localhost/hybrid/{IMAGE}:latest"), id)
             .flags(&["--net-host", "--annotation", &annotation])
             .arguments(&[&format!("/{module}")])
             .spawn()?;
-        running.wait_for_error("Serving HTTP on")?;
-        Ok(Service { containerd, id: id.to_owned(), address, running })
+        Service { containerd, id: id.to_owned(), address, running }.ready()
+    }
+
+    /// The wasmtime command in a container of the host's files: so the kernel shares its time out in the same way.
+    fn start_wasmtime(containerd: &'a Containerd, wasmtime: &Path, module: &str) -> Result<Service<'a>> {
+        let (id, address) = ("wasmtime", free()?);
+        let modules = containerd.rootfs(IMAGE);
+        let mount = format!("type=bind,src={},dst=/mnt,options=bind:ro", modules.display());
+        let program = wasmtime.join("bin/wasmtime").display().to_string();
+        let running = Run::image(containerd, "/", id)
+            .flags(&["--net-host", "--rootfs", "--mount", &mount])
+            .arguments(&[&program, "serve", "-Scli", "--addr", &address.to_string(), &format!("/mnt/{module}")])
+            .spawn()?;
+        Service { containerd, id: id.to_owned(), address, running }.ready()
+    }
+
+    /// Itself, when it listens.
+    fn ready(self) -> Result<Service<'a>> {
+        self.running.wait_for_error("Serving HTTP on")?;
+        Ok(self)
     }
 
     /// The sum of its smaps_rollup's fields that begin so, in kB.
@@ -119,8 +135,9 @@ impl<'a> Service<'a> {
         Ok(lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).sum())
     }
 
-    fn end(self) -> Result<()> {
-        self.containerd.ctr(["tasks", "kill", "--signal", "TERM", &self.id]).done()?;
+    /// Sends the signal that asks for its end.
+    fn end(self, signal: &str) -> Result<()> {
+        self.containerd.ctr(["tasks", "kill", "--signal", signal, &self.id]).done()?;
         self.running.finish()?.exits(0).map(drop)
     }
 }
