@@ -265,13 +265,14 @@ pub fn proc_of_the_image(test: &Test) -> Result<()> {
 
 /// Something is mounted in the procfs that the shim itself has, as where it runs in somebody's container.
 pub fn proc_of_the_shim(test: &Test) -> Result<()> {
-    const SYSCTL: &str = "net/ipv4/ip_unprivileged_port_start";
+    // One file for all namespaces, where those of the network and of ipc have each their own.
+    const SYSCTL: &str = "kernel/domainname";
     let (canary, fake) = (Canary::new(test.containerd)?, Volume::new(test.containerd)?);
     fake.link(SYSCTL, canary.file())?;
     let covers = [(canary.file(), format!("/proc/sys/{SYSCTL}")), (fake.path().to_owned(), "/proc/sys".to_owned())];
     for (number, (source, at)) in covers.iter().enumerate() {
         let id = test.other(&number.to_string());
-        let spec = spec(test, &id, &["pause"])?.set("/linux/sysctl", json!({SYSCTL.replace('/', "."): "777"}))?;
+        let spec = spec(test, &id, &["pause"])?.set("/linux/sysctl", json!({SYSCTL.replace('/', "."): "written"}))?;
         let direct = Direct::new(test.containerd, test.runtime(), &id)?.config(&spec)?;
         let server = direct.started_with(|start| {
             let mut covered = Command::new("unshare");
