@@ -17,10 +17,10 @@ OUT := $(TARGET)/$(TRIPLE)/release
 export LIBSECCOMP_LIB_PATH ?= /usr/lib/$(shell uname -m)-linux-gnu
 
 .DEFAULT_GOAL := build
-.PHONY: help deps test-deps build demo check fmt clippy deny audit doc unit e2e cri docker test test-node fuzz bench install uninstall clean
+.PHONY: help deps test-deps build demo check fmt clippy deny audit doc unit e2e cri docker test test-node fuzz bench bench-service install uninstall clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 deps: ## install what building takes, by apt, if it is missing
 	@scripts/dependencies build
@@ -79,6 +79,9 @@ fuzz: deps ## run each fuzz target for a while (SECONDS=60; with cargo-fuzz and 
 
 bench: test-deps ## the time of a task's life beside runc's shim
 	$(CARGO) bench --workspace --locked --bench life
+
+bench-service: test-deps ## requests per second of a WebAssembly service beside the wasmtime command, which is built for it
+	HYBRID_WASMTIME=$$(scripts/wasmtime) $(CARGO) bench --workspace --locked --bench service
 
 install: ## put the shim where containerd finds it (PREFIX, DESTDIR); build it before
 	@test -x "$(OUT)/$(SHIM)" || { echo "install: $(OUT)/$(SHIM) is missing: run make build first" >&2; exit 1; }

@@ -10,13 +10,18 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use cgroups_rs::fs::hierarchies;
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{
+    MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fcntl_get_seals, memfd_create,
+};
 
 use crate::error::{OrKind, Result, bail};
 use crate::native::options::Recursive;
 use crate::rootfs::clone_tree;
 use crate::sys::{self, CStringArray, MountAttr};
 use crate::{Kind, Process, process};
+
+/// What keeps everybody from changing a file (fcntl(2), "File Sealing").
+const SEALS: SealFlags = SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
 /// The two sides of [`fork`].
 #[derive(Debug, PartialEq, Eq)]
@@ -101,9 +106,14 @@ pub(crate) fn sealed_file_by(name: &str, fill: impl FnOnce(&mut File) -> Result<
     let mut file = File::from(memory);
     fill(&mut file)?;
     file.rewind().or_kind(Kind::Internal, what)?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    fcntl_add_seals(&file, seals).or_kind(Kind::Internal, what)?;
+    fcntl_add_seals(&file, SEALS).or_kind(Kind::Internal, what)?;
     Ok(file.into())
+}
+
+/// Whether a file is such a one.
+pub(crate) fn is_sealed(file: &File) -> bool {
+    // Files that can't be sealed have no seals to tell (fcntl(2), F_GET_SEALS).
+    fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SEALS))
 }
 
 /// Reaps processes that this one inherited as subreaper: orphans of containers that share a pid namespace.

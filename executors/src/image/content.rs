@@ -10,13 +10,11 @@ use sha2::{Digest as _, Sha256, Sha512};
 use super::ImageStore;
 use crate::error::{Error, Result, bail};
 use crate::host;
+use crate::wasm::MAX_MODULE;
 
 /// The largest manifest, index or config that is read, in bytes: what a registry has to take of a manifest (OCI distribution
 /// spec, "Pushing Manifests"), and hundreds of times what real ones have.
 pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
-
-/// The largest module in bytes. It is held in memory until it is compiled.
-const MAX_MODULE: u64 = 512 << 20;
 
 /// A digest in the form of the OCI image spec (descriptor.md, "Digests"), by an algorithm that is registered there.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

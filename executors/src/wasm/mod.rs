@@ -33,6 +33,10 @@ use crate::rootfs::clone_tree;
 use crate::sys::{self, MountAttr};
 use crate::{Kind, host, image};
 
+/// The largest module that is read, in bytes: it is held in memory to be compiled, and an image can hold a file of any length
+/// for nothing.
+pub(crate) const MAX_MODULE: u64 = 512 << 20;
+
 /// Whether a file that begins with these four bytes is a module or component (WebAssembly core specification, 5.5.16), or
 /// one in text form: no program begins so, and it shall be refused by what it is.
 pub(crate) fn is_wasm(magic: &[u8]) -> bool {

@@ -5,15 +5,11 @@ use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
-use rustix::fs::{MemfdFlags, SealFlags};
 use sha2::{Digest, Sha256};
 
-use crate::Kind;
 use crate::error::{OrKind, Result, bail};
-
-/// The largest module that is read, in bytes: it is copied into memory to be compiled, and an image can hold a file of any
-/// length for nothing.
-const MAX_MODULE: u64 = 512 << 20;
+use crate::wasm::MAX_MODULE;
+use crate::{Kind, host};
 
 /// How many letters a SHA-256 digest is in hexadecimal.
 const DIGEST: usize = 64;
@@ -51,16 +47,18 @@ fn is_hex(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
 
-/// A copy of the module that nobody can change any more (memfd_create(2), "File sealing"), and its entry's name.
-pub(super) fn sealed_copy(module: &mut File, proposals: &[String]) -> Result<(OwnedFd, String)> {
-    let what = || "copy it";
-    let memory = rustix::fs::memfd_create("hybrid-module", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
-    let mut copy = File::from(memory.or_kind(Kind::Unavailable, what)?);
-    let name = named(&digest(module, &mut copy, MAX_MODULE)?, proposals)?;
-    copy.rewind().or_kind(Kind::Internal, what)?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&copy, seals).or_kind(Kind::Internal, what)?;
-    Ok((copy.into(), name))
+/// The module as a file that nobody can change any more, and its entry's name; `name` is what it was a moment ago.
+pub(super) fn sealed(mut module: File, name: String, proposals: &[String]) -> Result<(OwnedFd, String)> {
+    // As it comes from an image's layer.
+    if host::is_sealed(&module) {
+        return Ok((module.into(), name));
+    }
+    let mut found = String::new();
+    let copy = host::sealed_file_by("hybrid-module", |copy| {
+        found = digest(&mut module, copy, MAX_MODULE)?;
+        Ok(())
+    })?;
+    Ok((copy, named(&found, proposals)?))
 }
 
 /// The digest of a file of at most that many bytes, from where it stands to its end, copied meanwhile; afterwards it stands
@@ -146,6 +144,21 @@ mod tests {
         for name in ["", "lost+found", &digest, &format!("{digest}-0.lock"), &format!("{digest}-0/"), "ä"] {
             assert!(!is_entry(name), "{name}");
         }
+    }
+
+    #[test]
+    fn what_can_be_changed_is_copied() {
+        let mut module = File::from(host::sealed_file("test", b"module").unwrap());
+        let (inode, name) = (module.metadata().unwrap().ino(), of(&mut module, &[]).unwrap());
+        let (same, _) = sealed(module, name.clone(), &[]).unwrap();
+        assert_eq!(File::from(same).metadata().unwrap().ino(), inode);
+
+        let mut module = tempfile::tempfile().unwrap();
+        module.write_all(b"module").unwrap();
+        module.rewind().unwrap();
+        // It is called by what was copied, whatever it was called before.
+        let (copy, found) = sealed(module, "another".to_owned(), &[]).unwrap();
+        assert!(found == name && host::is_sealed(&File::from(copy)), "{found}");
     }
 
     #[test]

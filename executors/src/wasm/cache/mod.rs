@@ -36,14 +36,15 @@ const NEW: &str = ".new";
 /// compiles, the others wait.
 pub(super) fn get(mut module: File, options: &WasmOptions) -> Result<Entry> {
     let (cache, proposals) = (folder(), &options.settings.proposals);
-    if let Some(entry) = entry::open(&cache.join(key::of(&mut module, proposals)?)) {
+    let name = key::of(&mut module, proposals)?;
+    if let Some(entry) = entry::open(&cache.join(&name)) {
         return Ok(entry);
     }
     let most = bound::most(options.cache_size)?;
     make_folder(&cache)?;
     // What is compiled has to be what the name is made of, however the file changes meanwhile: else whoever can write to one
     // container's module could put code of their own under the name of another's.
-    let (module, name) = key::sealed_copy(&mut module, proposals)?;
+    let (module, name) = key::sealed(module, name, proposals)?;
     let lock = Lock::wait(&cache, &name)?;
     if let Some(entry) = entry::open(&cache.join(&name)) {
         return Ok(entry);

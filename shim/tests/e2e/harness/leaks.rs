@@ -5,6 +5,7 @@
 use super::{Containerd, NAMESPACE, PATIENCE, Runtime, limit};
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::collections::BTreeSet;
 use std::fs;
@@ -200,7 +201,8 @@ impl Process {
     pub fn wait_for_end(&self) -> Result<()> {
         let pid = Pid::from_raw(self.pid as i32).context("a pid is positive")?;
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            // EINVAL: it is being reaped at this moment.
+            Err(Errno::SRCH | Errno::INVAL) => return Ok(()),
             other => other.context("pidfd_open")?,
         };
         let patience = Timespec { tv_sec: limit(PATIENCE / 6).as_secs() as i64, tv_nsec: 0 };
