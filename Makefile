@@ -17,7 +17,7 @@ OUT := $(TARGET)/$(TRIPLE)/release
 export LIBSECCOMP_LIB_PATH ?= /usr/lib/$(shell uname -m)-linux-gnu
 
 .DEFAULT_GOAL := build
-.PHONY: help deps test-deps build demo check fmt clippy deny audit doc unit e2e cri docker test test-node bench bench-service install uninstall clean
+.PHONY: help deps test-deps build demo check fmt clippy deny audit doc unit e2e cri docker test test-node fuzz bench bench-service install uninstall clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -73,6 +73,9 @@ test: fmt clippy ## formatting, lints, unit tests, and end-to-end tests through 
 test-node: ## tests in a Debian 13 node with systemd, cgroup v2 and AppArmor, by qemu (FILTER="exec::" for some only)
 	@scripts/dependencies build test node
 	scripts/test-node $(FILTER)
+
+fuzz: deps ## run each fuzz target for a while (SECONDS=60; with cargo-fuzz and a nightly toolchain)
+	scripts/fuzz $(or $(SECONDS),60)
 
 bench: test-deps ## the time of a task's life beside runc's shim
 	$(CARGO) bench --workspace --locked --bench life

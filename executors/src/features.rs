@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use crate::cgroup::systemd::annotations;
+use crate::checkpoint;
 use crate::dispatch;
 use crate::hooks::Turn;
 use crate::native::{options, scheduling, seccomp, user};
@@ -42,7 +43,7 @@ pub fn features() -> Value {
             "io.containerd.hybrid.executors": "native,wasm",
             "io.github.seccomp.libseccomp.version": format!("{major}.{minor}.{patch}"),
         },
-        "potentiallyUnsafeConfigAnnotations": dispatch::annotations().chain([annotations::PREFIX]).collect::<Vec<_>>(),
+        "potentiallyUnsafeConfigAnnotations": dispatch::annotations().chain([annotations::PREFIX, checkpoint::SETTINGS]).collect::<Vec<_>>(),
     })
 }
 

@@ -22,7 +22,8 @@ use rustix::net::{
 };
 
 use super::message::{Message, Response};
-use super::{Criu, open_folder};
+use super::{Criu, SETTINGS, open_folder};
+use crate::bundle::Bundle;
 use crate::error::{Error, OrKind, Result, bail};
 use crate::process::{self, Unfinished};
 use crate::{Kind, sys};
@@ -63,6 +64,7 @@ pub(super) mod field {
     pub const JOIN_NS: u64 = 39;
     pub const FREEZE_CGROUP: u64 = 44;
     pub const ORPHAN_PTS_MASTER: u64 = 50;
+    pub(super) const CONFIG_FILE: u64 = 51;
     pub const NETWORK_LOCK: u64 = 64;
     pub(super) const IMAGES_DIR_FD: u64 = 1;
     pub(super) const LOG_LEVEL: u64 = 9;
@@ -77,12 +79,13 @@ pub(super) mod field {
 }
 
 impl Request {
-    pub fn new(kind: u64, images: &Path, criu: &Criu, bundle: &Path) -> Result<Request> {
+    pub fn new(kind: u64, images: &Path, criu: &Criu, bundle: &Bundle) -> Result<Request> {
         /// Errors, warnings and what it is at.
         const LEVEL: u64 = 4;
         const IGNORE: u64 = 0;
         let images = open_folder(images)?;
-        let work = Work::new(criu.work_path.as_deref(), bundle, if kind == DUMP { "dump.log" } else { "restore.log" })?;
+        let log = if kind == DUMP { "dump.log" } else { "restore.log" };
+        let work = Work::new(criu.work_path.as_deref(), bundle.path(), log)?;
         let mut options = Message::default();
         // criu opens both by the descriptors of its client.
         options
@@ -96,6 +99,9 @@ impl Request {
             .flag(field::EXT_SHARING, true)
             .flag(field::EXT_MASTERS, true)
             .flag(field::ORPHAN_PTS_MASTER, true);
+        if let Some(file) = settings(bundle) {
+            options.bytes(field::CONFIG_FILE, file);
+        }
         Ok(Request { kind, options, inherited: Vec::new(), images, work })
     }
 
@@ -154,6 +160,19 @@ impl Request {
             }
         }
     }
+}
+
+/// The file of settings that come before ours, if it is there (criu(8), configuration files): the container's own or, without
+/// the annotation, that of the host, by the name that runc has for it.
+pub(super) fn settings(bundle: &Bundle) -> Option<&str> {
+    let file = bundle.annotation(SETTINGS).unwrap_or("/etc/criu/runc.conf");
+    Path::new(file).is_file().then_some(file)
+}
+
+/// Whether settings allow established TCP connections, from which packets are to be kept while they are dumped.
+pub(super) fn allow_connections(file: &str) -> bool {
+    let is_it = |line: &str| line.split_whitespace().next() == Some("tcp-established");
+    fs::read_to_string(file).is_ok_and(|text| text.lines().any(is_it))
 }
 
 /// What came of a run.

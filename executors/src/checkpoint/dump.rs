@@ -6,7 +6,7 @@ use std::path::Path;
 
 use oci_spec::runtime::LinuxNamespaceType;
 
-use super::criu::{DUMP, Request, field, make_folder};
+use super::criu::{DUMP, Request, allow_connections, field, make_folder, settings};
 use super::{CheckpointOptions, Criu, NETWORK, PIDS, STREAMS, external};
 use crate::Kind;
 use crate::bundle::Bundle;
@@ -41,7 +41,7 @@ impl Container {
         let bundle = Bundle::open("", bundle)?;
         let pid = self.init.pid();
         make_folder(&options.images)?;
-        let mut request = Request::new(DUMP, &options.images, criu, bundle.path())?;
+        let mut request = Request::new(DUMP, &options.images, criu, &bundle)?;
         request
             .options
             .number(field::PID, pid.into())
@@ -50,7 +50,7 @@ impl Container {
             .flag(field::TCP_ESTABLISHED, options.open_tcp)
             .flag(field::SHELL_JOB, options.terminal)
             .flag(field::FILE_LOCKS, options.file_locks);
-        if !options.open_tcp {
+        if !options.open_tcp && !settings(&bundle).is_some_and(allow_connections) {
             request.options.number(field::NETWORK_LOCK, NO_LOCK);
         }
         if let Some(folder) = self.cgroup.freezer_folder() {

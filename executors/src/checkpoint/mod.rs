@@ -31,6 +31,10 @@ pub use self::restore::Restorable;
 use crate::Kind;
 use crate::error::{OrKind, Result};
 
+/// The annotation with the path of a file of settings for criu, or nothing for none: runc's, as podman and the CRI's users
+/// know it. As these settings can have programs executed it is named in the features document.
+pub(crate) const SETTINGS: &str = "org.criu.config";
+
 /// How criu is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Criu {

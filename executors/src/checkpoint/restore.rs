@@ -114,7 +114,7 @@ impl Restorable {
     pub fn restore(self, stdio: Stdio) -> Result<Container> {
         let owns_pid_namespace = self.owns_pid_namespace();
         let Restorable { choice, bundle, cgroup, rootfs, joining, wasm, images, streams, criu, program } = self;
-        let mut request = Request::new(RESTORE, &images, &criu, bundle.path())?;
+        let mut request = Request::new(RESTORE, &images, &criu, &bundle)?;
         request
             .options
             .bytes(field::ROOT, rootfs.path().as_os_str().as_encoded_bytes())

@@ -269,13 +269,7 @@ impl Starter for Start {
     fn start(self: Box<Self>) -> Result<()> {
         let Start { hooks, before, inner, pid, pidfd } = *self;
         let start = || {
-            if let Err(error) = before.into_iter().try_for_each(Prepared::run) {
-                // As with runc, whose start has succeeded by then.
-                if let Err(later) = hooks.in_runtime(Turn::Poststart, pid) {
-                    log::warn!("container {}: {later}", hooks.id);
-                }
-                return Err(error);
-            }
+            before.into_iter().try_for_each(Prepared::run)?;
             inner.start()?;
             hooks.in_runtime(Turn::Poststart, pid)
         };

@@ -92,6 +92,23 @@ pub const CASES: &[Case] = &[
         failing.task.remove()
     })
     .hybrid_only(),
+    Case::new("settings_of_a_file", |test| {
+        let settings = test.containerd.fresh_path("criu.conf");
+        let annotations = json!({"org.criu.config": settings});
+        fs::write(&settings, "log-file named.log\n").context("writing the settings")?;
+        let counter = Counter::start(test, test.spec(&["count"])?.set("/annotations", annotations.clone())?)?;
+        let (images, work) = (counter.images.clone(), test.containerd.fresh_path("work"));
+        dump(&counter.task, &images, |options| options.work_path = work.display().to_string())?;
+        ensure!(work.join("named.log").exists(), "the settings were not read");
+        counter.end()?;
+        Counter::restore(test, "restored", &images, |spec| spec.set("/annotations", annotations.clone()))?.end()?;
+        fs::write(&settings, "no-such-setting\n").context("writing the settings")?;
+        let failing = Counter::create(test, "failing", &images, |spec| spec.set("/annotations", annotations))?;
+        refused(failing.task.start(), Code::INTERNAL)?;
+        failing.task.delete().context("Delete")?;
+        failing.task.remove()
+    })
+    .hybrid_only(),
     Case::new("a_failed_dump_changes_nothing", |test| {
         let mut counter = Counter::start(test, test.spec(&["count"])?)?;
         let images = counter.images.clone();

@@ -262,3 +262,31 @@ pub fn proc_of_the_image(test: &Test) -> Result<()> {
     task.end()?;
     canary.unharmed()
 }
+
+/// Something is mounted in the procfs that the shim itself has, as where it runs in somebody's container.
+pub fn proc_of_the_shim(test: &Test) -> Result<()> {
+    // One file for all namespaces, where those of the network and of ipc have each their own.
+    const SYSCTL: &str = "kernel/domainname";
+    let (canary, fake) = (Canary::new(test.containerd)?, Volume::new(test.containerd)?);
+    fake.link(SYSCTL, canary.file())?;
+    let covers = [(canary.file(), format!("/proc/sys/{SYSCTL}")), (fake.path().to_owned(), "/proc/sys".to_owned())];
+    for (number, (source, at)) in covers.iter().enumerate() {
+        let id = test.other(&number.to_string());
+        let spec = spec(test, &id, &["pause"])?.set("/linux/sysctl", json!({SYSCTL.replace('/', "."): "written"}))?;
+        let direct = Direct::new(test.containerd, test.runtime(), &id)?.config(&spec)?;
+        let server = direct.started_with(|start| {
+            let mut covered = Command::new("unshare");
+            covered.args(["--mount", "sh", "-ec", "mount --bind \"$0\" \"$1\"; shift; exec \"$@\""]);
+            covered.arg(source).arg(at).arg(start.get_program()).args(start.get_args());
+            covered.envs(start.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            covered.current_dir(&direct.bundle).env_remove("MAX_SHIM_VERSION");
+            *start = covered;
+        })?;
+        let error = server.create().err().with_context(|| format!("{at} was written to"))?.to_string();
+        ensure!(error.contains("linux.sysctl"), "{at}: {error}");
+        server.shutdown()?;
+        direct.remove()?;
+        canary.unharmed()?;
+    }
+    Ok(())
+}
