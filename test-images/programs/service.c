@@ -4,7 +4,6 @@
  *   /count   how many requests this instance has had
  *   /trap    traps
  *   /loop    never ends
- *   /slow    "hello", after half a second
  *   /read    "hello", after it has read the request's body to its end
  *   /large   32 MiB, but no more than its client takes
  *   other    "hello"
@@ -14,8 +13,6 @@
 #include <string.h>
 
 #define TYPES(name) __attribute__((import_module("wasi:http/types@0.2.0"), import_name(name)))
-#define CLOCK(name) __attribute__((import_module("wasi:clocks/monotonic-clock@0.2.0"), import_name(name)))
-#define POLL(name) __attribute__((import_module("wasi:io/poll@0.2.0"), import_name(name)))
 #define STREAMS(name) __attribute__((import_module("wasi:io/streams@0.2.0"), import_name(name)))
 
 struct text {
@@ -38,9 +35,6 @@ STREAMS("[method]output-stream.blocking-write-and-flush")
 void stream_write(int32_t stream, const char *start, size_t length, uint8_t *result);
 STREAMS("[method]input-stream.blocking-read") void stream_read(int32_t stream, int64_t most, uint8_t *result);
 STREAMS("[resource-drop]output-stream") void stream_drop(int32_t stream);
-CLOCK("subscribe-duration") int32_t clock_after(int64_t nanoseconds);
-POLL("[method]pollable.block") void pollable_block(int32_t pollable);
-POLL("[resource-drop]pollable") void pollable_drop(int32_t pollable);
 
 __attribute__((export_name("cabi_realloc"))) void *cabi_realloc(void *old, size_t old_size, size_t align, size_t size) {
     (void)old_size, (void)align;
@@ -88,11 +82,6 @@ __attribute__((export_name("wasi:http/incoming-handler@0.2.0#handle"))) void han
         __builtin_trap();
     for (volatile int turns = 0; is(&path, "/loop"); turns = turns + 1)
         ;
-    if (is(&path, "/slow")) {
-        int32_t pollable = clock_after(500000000);
-        pollable_block(pollable);
-        pollable_drop(pollable);
-    }
     if (is(&path, "/read"))
         read_all(request);
     if (is(&path, "/count")) {

@@ -14,7 +14,7 @@ pub const CASES: &[Case] = &[
         const MOST: usize = 256;
         let metrics = free()?;
         let service = Service::start(test, &[&annotation("metrics-address", &metrics.to_string())])?;
-        let mut held: Vec<TcpStream> = (0..MOST).map(|_| half_a_body(&service)).collect::<Result<_>>()?;
+        let mut held: Vec<TcpStream> = (0..MOST).map(|_| service.half_a_body()).collect::<Result<_>>()?;
         in_flight(metrics, MOST)?;
         let mut waiting = service.begin("/")?;
         is_silent(&mut waiting)?;
@@ -178,13 +178,6 @@ fn instances(metrics: SocketAddr) -> Result<usize> {
     let text = figures(metrics)?;
     let line = text.lines().find_map(|line| line.strip_prefix("hybrid_wasm_instances "));
     line.and_then(|count| count.parse().ok()).context(text.clone())
-}
-
-/// A request that is answered when its body has one more byte.
-fn half_a_body(service: &Service) -> Result<TcpStream> {
-    let mut client = service.connect()?;
-    client.write_all(b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx")?;
-    Ok(client)
 }
 
 /// Nothing comes, for a time in which any answer would.

@@ -1,12 +1,12 @@
 //! Services under load: by `wrk` and `hey`, and by clients of the tests' own where it has to be known what is under way.
 use crate::harness::{Case, Kind, PATIENCE, Test, command};
-use crate::wasm_service::{Service, annotation, are_in_flight, connect, figures, free, in_flight};
+use crate::wasm_service::{Service, annotation, are_in_flight, figures, free, in_flight};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
 use prost::bytes::Bytes;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,27 +27,41 @@ pub const CASES: &[Case] = &[
     .kinds(CASE),
     Case::new("what_is_under_way_is_answered", |test| {
         let metrics = free()?;
-        let service = Service::start(test, &[&annotation("metrics-address", &metrics.to_string())])?;
-        thread::scope(|scope| {
-            let address = service.address;
-            let clients: Vec<_> = (0..16).map(|_| scope.spawn(move || slow(address))).collect();
-            in_flight(metrics, 16)?;
-            test.kill(&test.id, "TERM")?;
-            clients.into_iter().try_for_each(|client| client.join().map_err(|_| anyhow!("a client panicked"))?)
-        })?;
+        let others = [annotation("metrics-address", &metrics.to_string()), annotation("http-drain", "600")];
+        let service = Service::start(test, &others.each_ref().map(String::as_str))?;
+        let clients: Vec<TcpStream> = (0..16).map(|_| service.half_a_body()).collect::<Result<_>>()?;
+        in_flight(metrics, clients.len())?;
+        test.kill(&test.id, "TERM")?;
+        service.stops_listening()?;
+        for mut client in clients {
+            client.write_all(b"y")?;
+            let mut answer = String::new();
+            client.read_to_string(&mut answer)?;
+            let whole = answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("hello\n");
+            ensure!(whole && answer.ends_with("\r\n0\r\n\r\n"), "{answer:?}");
+        }
         service.ended(0)
     })
     .kinds(CASE),
     Case::new("streams_under_way_are_answered", |test| {
         let metrics = free()?;
-        let service = Service::start(test, &[&annotation("metrics-address", &metrics.to_string())])?;
+        let others = [annotation("metrics-address", &metrics.to_string()), annotation("http-drain", "600")];
+        let service = Service::start(test, &others.each_ref().map(String::as_str))?;
         on_http_2(service.address, async |client| {
-            let answers = all_answered(&client, "/slow", 16)?;
-            while !are_in_flight(metrics, 16)? {
+            let mut streams = Vec::new();
+            for _ in 0..16 {
+                let request = Request::post("http://localhost/read").body(())?;
+                streams.push(client.clone().ready().await?.send_request(request, false)?);
+            }
+            while !are_in_flight(metrics, streams.len())? {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             test.kill(&test.id, "TERM")?;
-            answers.await
+            for (answer, mut body) in streams {
+                body.send_data(Bytes::new(), true)?;
+                is_hello(answer).await?;
+            }
+            Ok(())
         })?;
         service.ended(0)
     })
@@ -139,20 +153,6 @@ fn private(pid: u32) -> Result<u64> {
     Ok(lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum())
 }
 
-/// Asks for what takes its time, on a connection that could be kept.
-fn slow(address: SocketAddr) -> Result<()> {
-    let mut stream = connect(address)?;
-    stream.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")?;
-    let mut answer = BufReader::new(stream);
-    let mut status = String::new();
-    answer.read_line(&mut status)?;
-    ensure!(status == "HTTP/1.1 200 OK\r\n", "{status:?}");
-    let mut rest = String::new();
-    answer.read_to_string(&mut rest)?;
-    ensure!(rest.contains("hello\n") && rest.ends_with("\r\n0\r\n\r\n"), "{rest:?}");
-    Ok(())
-}
-
 /// Does something over one connection of HTTP/2.
 fn on_http_2(address: SocketAddr, work: impl AsyncFnOnce(SendRequest<Bytes>) -> Result<()>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
@@ -181,13 +181,7 @@ fn all_answered(
         let (client, request) = (client.clone(), Request::get(format!("http://localhost{path}")).body(())?);
         answers.spawn(async move {
             let (answer, _) = client.ready().await?.send_request(request, true)?;
-            let (head, mut body) = answer.await?.into_parts();
-            let mut text = Vec::new();
-            while let Some(bytes) = body.data().await {
-                text.extend(bytes?);
-            }
-            ensure!(head.status == 200 && text == b"hello\n", "{head:?} {text:?}");
-            Ok(())
+            is_hello(answer).await
         });
     }
     Ok(async move {
@@ -196,4 +190,15 @@ fn all_answered(
         }
         Ok(())
     })
+}
+
+/// Waits for an answer to its end.
+async fn is_hello(answer: ResponseFuture) -> Result<()> {
+    let (head, mut body) = answer.await?.into_parts();
+    let mut text = Vec::new();
+    while let Some(bytes) = body.data().await {
+        text.extend(bytes?);
+    }
+    ensure!(head.status == 200 && text == b"hello\n", "{head:?} {text:?}");
+    Ok(())
 }

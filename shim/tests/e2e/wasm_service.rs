@@ -273,6 +273,13 @@ impl<'a> Service<'a> {
         Ok(stream)
     }
 
+    /// A connection with a request on it that is answered when its body has one more byte.
+    pub fn half_a_body(&self) -> Result<TcpStream> {
+        let mut stream = self.connect()?;
+        stream.write_all(b"POST /read HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nx")?;
+        Ok(stream)
+    }
+
     /// Waits until it takes no connections any more.
     pub fn stops_listening(&self) -> Result<()> {
         eventually("it listens no more", || Ok(TcpStream::connect(self.address).is_err().then_some(())))
