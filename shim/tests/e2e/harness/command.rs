@@ -1,6 +1,6 @@
 //! Runs a program with its output captured, so that a test can wait for what it prints.
-use super::PATIENCE;
 use super::stream::{Stream, end_of};
+use super::{PATIENCE, limit};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fmt;
@@ -140,7 +140,7 @@ impl Running {
 
     /// Ends stdin and waits for the program to end by itself.
     pub fn finish(self) -> Result<Output> {
-        self.finish_within(PATIENCE)
+        self.finish_within(limit(PATIENCE))
     }
 
     /// The same for one that may take longer.
