@@ -80,7 +80,7 @@ pub const CASES: &[Case] = &[
         let doubled = format!("(component (type $t0 (tuple u8 u8)) {doubled})");
         // One in the other, which is allowed.
         let header = b"\0asm\x0d\0\x01\0";
-        let nested = (0..10_000).fold(header.to_vec(), |inner, _| [header, section(4, &inner).as_slice()].concat());
+        let nested = (0..2_000).fold(header.to_vec(), |inner, _| [header, section(4, &inner).as_slice()].concat());
         let instances = format!("(component (core module $m) {})", "(core instance (instantiate $m))".repeat(100_000));
         let aliases: String = (1..60)
             .map(|n| {
