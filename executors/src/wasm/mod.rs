@@ -14,6 +14,7 @@ mod precompile;
 
 use std::ffi::CString;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -57,9 +58,11 @@ pub(crate) fn is_wasm(file: &File) -> std::io::Result<bool> {
 fn read_at(file: &File, to: &mut [u8]) -> std::io::Result<usize> {
     let mut length = 0;
     while length < to.len() {
-        match file.read_at(&mut to[length..], length as u64)? {
-            0 => break,
-            more => length += more,
+        match file.read_at(&mut to[length..], length as u64) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
         }
     }
     Ok(length)

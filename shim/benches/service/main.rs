@@ -14,9 +14,10 @@ mod harness;
 
 use anyhow::{Context, Result, ensure};
 use harness::command::Running;
+use harness::service::{free, memory};
 use harness::{Containerd, Run, Runtime, isolated, leaks};
 use load::LOADS;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 
 /// The test image with what is served.
@@ -75,7 +76,8 @@ fn idle(containerd: &Containerd, module: &str) -> Result<()> {
     let services = (0..IDLE).map(|number| Service::start(containerd, module, &format!("idle{number}")));
     let services = services.collect::<Result<Vec<_>>>()?;
     let of = |field| -> Result<f64> {
-        Ok(median(services.iter().map(|service| service.memory(field)).collect::<Result<Vec<_>>>()?))
+        let of = |service: &Service| memory(containerd.pid(&service.id)?, field);
+        Ok(median(services.iter().map(|service| of(service).map(|kb| kb as f64)).collect::<Result<Vec<_>>>()?))
     };
     println!(
         "  {IDLE} idle: private {:.0} kB each, PSS {:.0} kB, RSS {:.0} kB",
@@ -124,27 +126,11 @@ impl<'a> Service<'a> {
         Ok(self)
     }
 
-    /// The sum of its smaps_rollup's fields that begin so, in kB.
-    fn memory(&self, field: &str) -> Result<f64> {
-        let tasks = self.containerd.ctr(["tasks", "list"]).done()?.stdout;
-        let mut words = tasks.lines().map(str::split_whitespace);
-        let task = words.find_map(|mut words| (words.next() == Some(&self.id)).then(|| words.next()).flatten());
-        let pid = task.with_context(|| format!("no task {} in {tasks}", self.id))?;
-        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("reading smaps_rollup")?;
-        let lines = text.lines().filter(|line| line.starts_with(field));
-        Ok(lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).sum())
-    }
-
     /// Sends the signal that asks for its end.
     fn end(self, signal: &str) -> Result<()> {
         self.containerd.ctr(["tasks", "kill", "--signal", signal, &self.id]).done()?;
         self.running.finish()?.exits(0).map(drop)
     }
-}
-
-/// An address that is free now.
-fn free() -> Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).context("looking for a free port")
 }
 
 /// The upper median of at least one.

@@ -1,6 +1,7 @@
 //! WebAssembly in an image's layers as it is: every form, and what is refused. containerd unpacks none of them.
 use crate::harness::command::{self, Output};
 use crate::harness::{Case, Kind, Test};
+use crate::precompile::import;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::fs::{self, DirBuilder};
@@ -60,11 +61,9 @@ pub const CASES: &[Case] = &[
     })
     .kinds(CORE),
     Case::new("an_ordinary_image_of_its_own_platform", |test| {
-        let images = test_images::ahead_of_time()?;
-        let image = images.iter().find(|image| image.name() == "platform-file").context("the image")?;
-        let archive = image.save(test.containerd.folder())?;
-        test.ctr(["image", "import", "--platform", "wasi/wasm"]).arg(archive).done()?;
-        test.run_image("platform-file", &[]).flags(&["--platform", "wasi/wasm"]).done().map(drop)
+        let platform = ["--platform", "wasi/wasm"];
+        import(test.containerd, "platform-file", &platform)?;
+        test.run_image("platform-file", &[]).flags(&platform).done().map(drop)
     })
     .kinds(CORE),
     Case::new("arguments_are_the_specs", |test| {

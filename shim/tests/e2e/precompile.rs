@@ -37,7 +37,7 @@ pub const CASES: &[Case] = &[
     })
     .kinds(CORE),
     Case::new("an_entrypoint", |test| {
-        let image = import(test.containerd, "ahead-file")?;
+        let image = import(test.containerd, "ahead-file", &[])?;
         let kept = Kept::of(&of_images(test, &[&image])?.exits(0)?, "/ahead.wasm")?;
         test.run_image("ahead-file", &[]).done()?;
         kept.unchanged()?;
@@ -101,7 +101,7 @@ fn watched(test: &Test) -> Result<()> {
     Run::image(&own.containerd, &Kind::Core.image(), &test.other("before")).done()?;
     kept.unchanged()?;
     // An ordinary image, which is there before its layers are unpacked.
-    import(&own.containerd, "watched-file")?;
+    import(&own.containerd, "watched-file", &[])?;
     let kept = compiled(line_of(&watch, "hybrid/watched-file:latest")?)?;
     Run::image(&own.containerd, "localhost/hybrid/watched-file:latest", &test.other("pulled")).done()?;
     kept.unchanged()?;
@@ -145,12 +145,13 @@ fn of_images(test: &Test, images: &[&str]) -> Result<Output> {
     precompile(test, &[&arguments[..], images].concat())
 }
 
-/// Imports an image of `test_images` that no other test has run, and returns its reference.
-fn import(containerd: &Containerd, name: &str) -> Result<String> {
+/// Imports an image of `test_images` that no other test has run, with flags of `ctr`'s, and returns its reference.
+pub fn import(containerd: &Containerd, name: &str, flags: &[&str]) -> Result<String> {
     let images = test_images::ahead_of_time()?;
     let image = images.iter().find(|image| image.name() == name).with_context(|| format!("no image {name}"))?;
     let archive = image.save(containerd.folder())?;
-    containerd.ctr(["image", "import"]).arg(archive).done()?;
+    let import = flags.iter().fold(containerd.ctr(["image", "import"]), |import, flag| import.arg(flag));
+    import.arg(archive).done()?;
     Ok(image.reference())
 }
 

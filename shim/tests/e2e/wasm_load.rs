@@ -1,4 +1,5 @@
 //! Services under load: by `wrk` and `hey`, and by clients of the tests' own where it has to be known what is under way.
+use crate::harness::service::{memory, wrk};
 use crate::harness::{Case, Kind, PATIENCE, Test, command};
 use crate::wasm_service::{Service, annotation, are_in_flight, figures, free, in_flight};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -96,10 +97,10 @@ fn no_request_fails(test: &Test) -> Result<()> {
     let service = Service::start(test, &[&annotation("metrics-address", &metrics.to_string())])?;
     let url = format!("http://{}/", service.address);
     // What a first load makes it take is kept for the next.
-    wrk(&url, 2)?;
-    let before = private(test.pid(&test.id)?)?;
+    wrk(&url, 32, 2)?;
+    let before = memory(test.pid(&test.id)?, "Private_")?;
     thread::scope(|scope| {
-        let load = scope.spawn(|| wrk(&url, 4));
+        let load = scope.spawn(|| wrk(&url, 32, 4).map(drop));
         let other = scope.spawn(|| hey(&url));
         let mut asked = 0;
         while !(load.is_finished() && other.is_finished()) {
@@ -119,22 +120,9 @@ fn no_request_fails(test: &Test) -> Result<()> {
     for line in ["traps_total 0\n", "responses_total{code=\"4xx\"} 0\n", "responses_total{code=\"5xx\"} 0\n"] {
         ensure!(text.contains(&format!("hybrid_wasm_{line}")), "no {line}: {text}");
     }
-    let after = private(test.pid(&test.id)?)?;
+    let after = memory(test.pid(&test.id)?, "Private_")?;
     ensure!(after < before + 16_000, "{after} kB after the load, {before} kB before");
     service.ends("TERM", 0)
-}
-
-/// Keeps its connections.
-fn wrk(url: &str, seconds: u32) -> Result<()> {
-    let duration = format!("{seconds}s");
-    let mut wrk = Command::new("wrk");
-    let output = command::output(wrk.args(["-t1", "-c32", "--timeout", "60s", "-d", &duration, url]), b"")?.exits(0)?;
-    // Said only where there are some.
-    for word in ["Socket errors", "Non-2xx"] {
-        ensure!(!output.stdout.contains(word), "{output}");
-    }
-    ensure!(output.stdout.contains("Requests/sec"), "{output}");
-    Ok(())
 }
 
 /// Makes a connection for each request.
@@ -144,13 +132,6 @@ fn hey(url: &str) -> Result<()> {
     let output = command::output(hey, b"")?.exits(0)?;
     ensure!(output.stdout.contains("[200]\t2000 responses"), "{output}");
     Ok(())
-}
-
-/// The memory of a process that no other shares, in kB.
-fn private(pid: u32) -> Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("reading smaps_rollup")?;
-    let lines = text.lines().filter(|line| line.starts_with("Private_"));
-    Ok(lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum())
 }
 
 /// Does something over one connection of HTTP/2.

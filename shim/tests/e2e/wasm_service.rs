@@ -1,5 +1,6 @@
 //! Services of `wasi:http`: how they are reached, and how they end.
 use crate::harness::command::{Output, Running};
+pub use crate::harness::service::free;
 use crate::harness::{Case, Kind, PATIENCE, Test, eventually};
 use anyhow::{Context, Result, ensure};
 use std::io::{ErrorKind, Read, Write};
@@ -182,11 +183,6 @@ const CASE: &[Kind] = &[Kind::Core];
 
 pub fn annotation(name: &str, value: &str) -> String {
     format!("io.containerd.hybrid.wasm.{name}={value}")
-}
-
-/// An address that nobody listens on.
-pub fn free() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// Connects as soon as somebody listens.

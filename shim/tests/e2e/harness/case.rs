@@ -297,18 +297,12 @@ impl<'a> Test<'a> {
 
     /// The pid of the container's init.
     pub fn pid(&self, id: &str) -> Result<u32> {
-        let list = self.ctr(["tasks", "list"]).done()?;
-        let mut rows = list.stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let row = rows.find(|row| row.first() == Some(&id)).with_context(|| format!("{id} is not in {list}"))?;
-        row.get(1).and_then(|pid| pid.parse().ok()).with_context(|| format!("no pid of {id} in {list}"))
+        self.containerd.pid(id)
     }
 
     /// The status `ctr tasks list` shows, such as `RUNNING`.
     pub fn status(&self, id: &str) -> Result<String> {
-        let list = self.ctr(["tasks", "list"]).done()?;
-        let mut rows = list.stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let row = rows.find(|row| row.first() == Some(&id)).with_context(|| format!("{id} is not in {list}"))?;
-        row.get(2).map(|status| (*status).to_owned()).with_context(|| format!("no status of {id} in {list}"))
+        self.containerd.listed(id, 2)
     }
 
     /// Deletes a stopped task and its container.

@@ -132,6 +132,20 @@ impl Containerd {
         Ok(containerd)
     }
 
+    /// The pid of a task's init.
+    pub fn pid(&self, id: &str) -> Result<u32> {
+        let pid = self.listed(id, 1)?;
+        pid.parse().with_context(|| format!("no pid of {id}: {pid}"))
+    }
+
+    /// A column of what `ctr tasks list` shows of a task.
+    pub fn listed(&self, id: &str, column: usize) -> Result<String> {
+        let list = self.ctr(["tasks", "list"]).done()?;
+        let mut rows = list.stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let row = rows.find(|row| row.first() == Some(&id)).with_context(|| format!("{id} is not in {list}"))?;
+        row.get(column).map(|word| (*word).to_owned()).with_context(|| format!("no column {column} of {id} in {list}"))
+    }
+
     /// Ends it with a signal and waits for its end. Nothing can be asked of it until it is [`again`](Containerd::again).
     pub fn halt(&mut self, signal: Signal) -> Result<()> {
         self.events.close()?;

@@ -16,6 +16,8 @@ pub mod leaks;
 pub mod pty;
 pub mod run;
 pub mod seccomp;
+#[allow(dead_code, reason = "the tests of services and their bench ask for it")]
+pub mod service;
 pub mod spec;
 pub mod stream;
 pub mod suite;
