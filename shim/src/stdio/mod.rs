@@ -17,17 +17,19 @@
 //!
 //! Clients open their ends in the background. A short process could write, end and be deleted before that: its output would
 //! be gone, and a client that then opens a fifo without a writer would wait for ever. So both kinds of process wait for the
-//! readers of their output, as with containerd's Go shim; but not for those of a client that has died.
+//! readers of their output, as with containerd's Go shim; but not for those of a client that has died. And the exit of a
+//! process is told when they have read its output: see [`Output::taken`].
 //!
 //! The process's descriptors are open file descriptions of their own and block; O_NONBLOCK belongs to the description
 //! (fcntl(2)) and would show up in the container's program.
 
 mod copy;
 mod logger;
+mod outlet;
 mod terminal;
 
 use self::logger::Logger;
-use crate::task::State;
+use self::outlet::Outlet;
 use anyhow::{Context, Result as AnyResult, anyhow};
 use executors::{Console, Error, Kind, Result, Stdio, Streams};
 use nix::fcntl::OFlag;
@@ -43,7 +45,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -87,7 +89,7 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Prepared {
     stdin: Option<OwnedFd>,
-    holders: Vec<OwnedFd>,
+    outlets: Vec<Outlet>,
     /// What is moved from a pipe to a fifo.
     moves: Vec<(OwnedFd, OwnedFd)>,
     /// Where a terminal's input comes from and its output goes to.
@@ -96,47 +98,73 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Begins to carry what there is to carry, for a process that was made with this console. `states` are the process's.
+    /// Begins to carry what there is to carry, for a process that was made with this console.
     ///
     /// # Errors
     /// Unavailable when the descriptors can't be watched.
-    pub fn run(self, console: Option<Console>, states: watch::Receiver<State>) -> Result<(Io, Option<Weak<Console>>)> {
+    pub fn run(self, console: Option<Console>) -> Result<Carried> {
         let unavailable = |error: anyhow::Error| Error::new(Kind::Unavailable, error.context("carry the streams"));
-        let mut io = Io { stdin: self.stdin, holders: self.holders, ..Io::default() };
+        let mut output = Output { outlets: self.outlets, ..Output::default() };
         for (from, to) in self.moves {
-            io.copiers.spawn(copy::splice_all(from, to).map_err(unavailable)?);
+            output.copiers.spawn(copy::splice_all(from, to).map_err(unavailable)?);
         }
         let mut weak = None;
-        if let (Some((input, output)), Some(console)) = (self.terminal, console) {
+        if let (Some((from, to)), Some(console)) = (self.terminal, console) {
             let console = Arc::new(console);
             weak = Some(Arc::downgrade(&console));
-            io.copiers.spawn(terminal::carry(console, input, output, states).map_err(unavailable)?);
+            let (sender, ended) = oneshot::channel();
+            output.copiers.spawn(terminal::carry(console, from, to, ended).map_err(unavailable)?);
+            output.terminal = Some(sender);
         }
-        io.logger = self.logger.map(Logger::attend).transpose()?;
-        Ok((io, weak))
+        output.logger = self.logger.map(Logger::attend).transpose()?;
+        Ok(Carried { stdin: self.stdin, output, console: weak })
     }
 }
 
-/// The shim's side of a process's streams. Dropping it closes them.
+/// The shim's side of a process's streams.
+pub struct Carried {
+    /// The write end of stdin. When it is closed the process reads the end of file, as soon as containerd has closed its own.
+    pub stdin: Option<OwnedFd>,
+    pub output: Output,
+    /// The terminal, until it is hung up.
+    pub console: Option<Weak<Console>>,
+}
+
+/// The output on its way. Dropping it closes it.
 #[derive(Default)]
-pub struct Io {
-    /// The write end of stdin.
-    stdin: Option<OwnedFd>,
-    /// The read ends of stdout and stderr.
-    holders: Vec<OwnedFd>,
+pub struct Output {
+    outlets: Vec<Outlet>,
     copiers: JoinSet<()>,
+    /// Dropped when the process has ended: then the terminal's copier carries what is left, and ends.
+    terminal: Option<oneshot::Sender<()>>,
     logger: Option<logger::Attended>,
 }
 
-impl Io {
-    /// Lets the process read the end of file, as soon as containerd has closed its own end.
-    pub fn close_stdin(&mut self) {
-        self.stdin = None;
+impl Output {
+    /// Waits until the client has read what the process has written, but no longer than `limit`, and not for a client that is
+    /// not there. For a process that has ended.
+    pub async fn taken(&mut self, limit: Duration) {
+        let taken = async {
+            let terminal = self.terminal.take().is_some();
+            for outlet in &mut self.outlets {
+                // What a terminal still holds comes to the fifo first.
+                if terminal && outlet.has_client()? {
+                    while self.copiers.join_next().await.is_some() {}
+                }
+                outlet.taken().await?;
+            }
+            std::io::Result::Ok(())
+        };
+        match timeout(limit, taken).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::warn!("wait for a client to read its output: {error}"),
+            Err(_) => log::debug!("a client has not read its output within {limit:?}"),
+        }
     }
 
     /// Waits until all output was carried, but no longer than `limit`, then closes the streams and ends the logger.
     pub async fn finish(mut self, limit: Duration) {
-        self.stdin = None;
+        self.terminal = None;
         let carried = async {
             // A copier that panicked has said so.
             while self.copiers.join_next().await.is_some() {}
@@ -146,7 +174,7 @@ impl Io {
         }
         // What is still being carried ends here.
         self.copiers.abort_all();
-        self.holders.clear();
+        self.outlets.clear();
         if let Some(logger) = self.logger.take() {
             logger.end().await;
         }
@@ -312,11 +340,13 @@ fn open_output(path: &Path, process: For, prepared: &mut Prepared) -> AnyResult<
         Some(writer) => writer,
         None => OpenOptions::new().write(true).open(path).with_context(context)?,
     };
-    prepared.holders.push(reader.into());
     if process == For::Init {
+        prepared.outlets.push(Outlet::new(reader.into(), None));
         return Ok(writer.into());
     }
     let (read, write) = pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
+    let pipe = read.try_clone().context("duplicate a pipe")?;
+    prepared.outlets.push(Outlet::new(reader.into(), Some(pipe)));
     prepared.moves.push((read, writer.into()));
     Ok(write)
 }

@@ -9,7 +9,6 @@
 //! - When stdin ends, which takes a CloseIO, the terminal is hung up, as containerd's Go shim does.
 
 use super::copy::{read_some, watch, write_all};
-use crate::task::{State, stopped};
 use anyhow::{Context, Result};
 use executors::Console;
 use nix::errno::Errno;
@@ -22,7 +21,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 /// The kernel hands out no more of a terminal at once.
 const BUFFER: usize = 4096;
@@ -63,12 +62,12 @@ impl Output {
     }
 }
 
-/// Carries a terminal's input and output until its process has ended or its stdin has.
+/// Carries a terminal's input and output until its process has `ended` or its stdin has.
 pub(super) fn carry(
     console: Arc<Console>,
     input: Option<OwnedFd>,
     output: Option<OwnedFd>,
-    mut states: watch::Receiver<State>,
+    ended: oneshot::Receiver<()>,
 ) -> Result<impl Future<Output = ()> + Send + 'static> {
     let master = console.as_fd().try_clone_to_owned().context("duplicate the terminal")?;
     let master = watch(master, Interest::READABLE | Interest::WRITABLE)?;
@@ -78,8 +77,8 @@ pub(super) fn carry(
         let stop = async {
             tokio::select! {
                 () = carry_input(input.as_ref(), &master) => {}
-                // Deleted is ended as well.
-                _ = stopped(&mut states) => {}
+                // The sender was dropped.
+                _ = ended => {}
             }
             console.release_slave();
         };

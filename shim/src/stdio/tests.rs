@@ -1,6 +1,7 @@
 use super::*;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::time::Instant;
 
@@ -170,8 +171,7 @@ async fn output_of_an_exec_passes_a_pipe_and_ends_when_it_is_finished() {
     let own = path.clone();
     let reader = tokio::task::spawn_blocking(move || std::fs::read(own).unwrap());
     let (streams, prepared) = open_for(&names("", path.to_str().unwrap(), ""), For::Exec).unwrap();
-    let states = watch::Sender::new(State::Running);
-    let (io, _) = prepared.run(None, states.subscribe()).unwrap();
+    let output = prepared.run(None).unwrap().output;
     let mut process = File::from(streams.stdout.unwrap());
     // More than both pipes hold.
     let writer = tokio::task::spawn_blocking(move || {
@@ -180,7 +180,7 @@ async fn output_of_an_exec_passes_a_pipe_and_ends_when_it_is_finished() {
     });
     // A process that lives on: it still has the pipe, and the reader gets to its end all the same.
     let _left = writer.await.unwrap();
-    io.finish(Duration::from_millis(50)).await;
+    output.finish(Duration::from_millis(50)).await;
     assert_eq!(reader.await.unwrap(), [7; 1 << 20]);
 }
 
@@ -193,10 +193,93 @@ async fn a_logger_gets_the_output_and_ends_with_it() {
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let uri = format!("binary-v2://{}?to={}", script.display(), log.display());
     let (streams, prepared) = open_init(&names("", &uri, &uri));
-    let states = watch::Sender::new(State::Running);
-    let (io, _) = prepared.run(None, states.subscribe()).unwrap();
+    let output = prepared.run(None).unwrap().output;
     File::from(streams.stdout.unwrap()).write_all(b"out ").unwrap();
     File::from(streams.stderr.unwrap()).write_all(b"err ").unwrap();
-    io.finish(Duration::from_secs(10)).await;
+    output.finish(Duration::from_secs(10)).await;
     assert_eq!(std::fs::read_to_string(log).unwrap(), "out err box\n");
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A client and a process that has written `written`, with the shim's side of the stream.
+async fn written(path: &Path, process: For, written: Vec<u8>) -> (File, Output) {
+    let client = client(path);
+    let (streams, prepared) = open_for(&names("", path.to_str().unwrap(), ""), process).unwrap();
+    let output = prepared.run(None).unwrap().output;
+    let mut process = File::from(streams.stdout.unwrap());
+    tokio::task::spawn_blocking(move || process.write_all(&written).unwrap()).await.unwrap();
+    (client, output)
+}
+
+/// Waits for a moment only.
+async fn is_taken(output: &mut Output) -> bool {
+    let moment = Duration::from_millis(20);
+    let begun = Instant::now();
+    output.taken(moment).await;
+    begun.elapsed() < moment
+}
+
+#[tokio::test]
+async fn output_is_taken_when_the_client_has_read_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut client, mut output) = written(&fifo(dir.path(), "o"), For::Init, b"four".into()).await;
+    assert!(!is_taken(&mut output).await);
+    client.read_exact(&mut [0; 3]).unwrap();
+    assert!(!is_taken(&mut output).await);
+    let reader = async {
+        // By then it is waited for.
+        tokio::task::yield_now().await;
+        client.read_exact(&mut [0; 1]).unwrap();
+    };
+    let begun = Instant::now();
+    tokio::join!(output.taken(MINUTE), reader);
+    assert!(begun.elapsed() < MINUTE);
+    assert!(is_taken(&mut output).await);
+    // Nothing else has changed: the end of file is there, as no writer is left.
+    assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn output_of_an_exec_is_taken_when_it_has_left_the_pipe_too() {
+    let dir = tempfile::tempdir().unwrap();
+    // More than the fifo holds, less than both.
+    const WRITTEN: usize = 100_000;
+    let (mut client, mut output) = written(&fifo(dir.path(), "o"), For::Exec, vec![7; WRITTEN]).await;
+    let read = Cell::new(0);
+    let reader = async {
+        while read.get() < WRITTEN {
+            match client.read(&mut [0; 4096]) {
+                Ok(n) => read.set(read.get() + n),
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let taken = async {
+        output.taken(MINUTE).await;
+        read.get()
+    };
+    assert_eq!(tokio::join!(reader, taken).1, WRITTEN);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_client_that_is_not_there_or_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "o");
+    let (client, mut output) = written(&path, For::Init, b"text".into()).await;
+    let leaver = async {
+        // By then it is waited for.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(client);
+    };
+    let begun = Instant::now();
+    tokio::join!(output.taken(MINUTE), leaver);
+    output.taken(MINUTE).await;
+    assert!(begun.elapsed() < MINUTE);
+    // What was written is there for the next one.
+    let mut next = self::client(&path);
+    assert!(!is_taken(&mut output).await);
+    assert_eq!(next.read(&mut [0; 8]).unwrap(), 4);
+    assert!(is_taken(&mut output).await);
 }

@@ -158,8 +158,8 @@ impl Tasks {
         });
         let (process, prepared) = made.await.unwrap_or_else(|| Err(gone()))?;
         let pid = process.pid();
-        let (io, console) = prepared.run(process.take_console(), exec.state.subscribe())?;
-        exec.made(process, console, io);
+        let streams = prepared.run(process.take_console())?;
+        exec.made(process, streams).await;
         Ok(pid)
     }
 

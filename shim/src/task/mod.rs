@@ -21,7 +21,7 @@ mod supervise;
 
 pub use exec::ExecRequest;
 pub use freezer::Freezer;
-pub use process::{State, TaskProcess, stopped};
+pub use process::{State, TaskProcess};
 
 use crate::engine::{Bundle, Container, Engine};
 use crate::events::EventPublisher;
@@ -468,11 +468,10 @@ async fn attend(
     init: &TaskProcess,
 ) -> Result<(Box<dyn Container>, ExitFd)> {
     let process = container.init();
-    let watched = watch_exit(&*process)
-        .and_then(|exit| Ok((exit, prepared.run(process.take_console(), init.state.subscribe())?)));
+    let watched = watch_exit(&*process).and_then(|exit| Ok((exit, prepared.run(process.take_console())?)));
     match watched {
-        Ok((exit, (io, console))) => {
-            init.made(process, console, io);
+        Ok((exit, streams)) => {
+            init.made(process, streams).await;
             Ok((container, exit))
         }
         Err(error) => {

@@ -2,10 +2,11 @@
 
 use super::{blocking, finished, lock, precondition};
 use crate::engine::Process;
-use crate::stdio::{Io, Names};
+use crate::stdio::{Carried, Names, Output};
 use anyhow::anyhow;
 use executors::{Console, Error, ExecSpec, Exit, Kind, Result};
 use nix::libc::SIGKILL;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -16,6 +17,9 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a Delete waits for output that is still on its way, as long as containerd's Go shim does.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long an exit may wait for a client to read the output.
+const READ_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where a process is in its life. That a container is paused is the task's affair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +41,8 @@ pub struct TaskProcess {
     pub(super) state: watch::Sender<State>,
     /// Whoever changes the state announces that under this lock.
     pub(super) verbs: tokio::sync::Mutex<()>,
-    io: Mutex<Io>,
+    stdin: Mutex<Option<OwnedFd>>,
+    output: tokio::sync::Mutex<Output>,
     console: OnceLock<Weak<Console>>,
 }
 
@@ -50,19 +55,21 @@ impl TaskProcess {
             process: OnceLock::new(),
             state: watch::Sender::new(State::Created),
             verbs: tokio::sync::Mutex::default(),
-            io: Mutex::default(),
+            stdin: Mutex::default(),
+            output: tokio::sync::Mutex::default(),
             console: OnceLock::new(),
         }
     }
 
-    /// Takes over the process that was made, and what carries its streams.
-    pub(super) fn made(&self, process: Arc<dyn Process>, console: Option<Weak<Console>>, io: Io) {
+    /// Takes over the process that was made, and its streams.
+    pub(super) async fn made(&self, process: Arc<dyn Process>, streams: Carried) {
         // Made once: the caller holds the lock of the verbs, or nobody else knows the process yet.
         let _ = self.process.set(process);
-        if let Some(console) = console {
+        if let Some(console) = streams.console {
             let _ = self.console.set(console);
         }
-        *lock(&self.io) = io;
+        *lock(&self.stdin) = streams.stdin;
+        *self.output.lock().await = streams.output;
     }
 
     pub(super) fn process(&self) -> Option<&Arc<dyn Process>> {
@@ -98,7 +105,7 @@ impl TaskProcess {
 
     /// Closes the shim's end of stdin; that there is none is fine.
     pub fn close_stdin(&self) {
-        lock(&self.io).close_stdin();
+        *lock(&self.stdin) = None;
     }
 
     /// Sets the size of the terminal's window; that there is no terminal is fine.
@@ -135,10 +142,16 @@ impl TaskProcess {
         })
     }
 
+    /// Waits until the client has read the output of a process that has ended, within a limit.
+    pub(super) async fn output_taken(&self) {
+        self.output.lock().await.taken(READ_LIMIT).await;
+    }
+
     /// Waits for output that is on its way, within a limit, and closes the streams.
     pub(super) async fn finish_io(&self) {
-        let io = std::mem::take(&mut *lock(&self.io));
-        io.finish(DRAIN_LIMIT).await;
+        self.close_stdin();
+        let output = std::mem::take(&mut *self.output.lock().await);
+        output.finish(DRAIN_LIMIT).await;
     }
 
     /// Lets init execute its program.
@@ -151,7 +164,7 @@ impl TaskProcess {
 }
 
 /// Waits for the stopped state; `None` when the process was deleted before.
-pub async fn stopped(states: &mut watch::Receiver<State>) -> Option<Exit> {
+async fn stopped(states: &mut watch::Receiver<State>) -> Option<Exit> {
     loop {
         if let State::Stopped(exit) = *states.borrow_and_update() {
             return Some(exit);

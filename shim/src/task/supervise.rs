@@ -69,6 +69,7 @@ async fn await_exit(task: &Task, process: &TaskProcess, fd: &ExitFd) -> Exit {
 }
 
 async fn announce(task: &Task, process: &TaskProcess, exit: Exit, events: &EventPublisher) {
+    process.output_taken().await;
     let _verbs = process.verbs.lock().await;
     stopped(task, process, exit, events);
 }

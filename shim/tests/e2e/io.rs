@@ -2,7 +2,7 @@
 use crate::exec::shared_pids;
 use crate::harness::fifos::{self, Fifos};
 use crate::harness::leaks::Process;
-use crate::harness::{Case, Runtime, Test, limit};
+use crate::harness::{Case, Runtime, Test, eventually, limit};
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::api::Status;
 use rustix::fs::OFlags;
@@ -43,6 +43,18 @@ pub const CASES: &[Case] = &[
         let before = Instant::now();
         task.end()?;
         ensure!(before.elapsed() < limit(Duration::from_secs(15)), "Delete took {:?}", before.elapsed());
+        std::fs::remove_dir_all(&folder).context("removing the fifos")
+    })
+    .all(),
+    Case::new("exit_waits_for_a_slow_reader", |test| exit_waits(test, false)).all().hybrid_only(),
+    Case::new("exit_waits_for_a_slow_reader_of_a_terminal", |test| exit_waits(test, true)).all().hybrid_only(),
+    Case::new("exit_waits_for_a_stuck_reader_for_a_while", |test| {
+        let folder = fifos::make(test.containerd)?;
+        let (_stdout, _stderr) = (reader(&folder)?, reader_of(&folder, "stderr")?);
+        let task = test.created(test.spec(&["say", "out", "err"])?, |request| name(request, &folder))?;
+        task.start().context("Start")?;
+        ensure!(task.wait().context("Wait")?.exit_status == 0, "exit status");
+        task.end()?;
         std::fs::remove_dir_all(&folder).context("removing the fifos")
     })
     .all(),
@@ -192,6 +204,35 @@ fn comes_back(test: &Test) -> Result<()> {
     let wanted: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
     ensure!(text == wanted, "{} of {} bytes", text.len(), wanted.len());
     task.remove()?;
+    std::fs::remove_dir_all(&folder).context("removing the fifos")
+}
+
+/// containerd 2's client closes its ends of the streams when it hears of the exit: what it has not read by then is lost.
+fn exit_waits(test: &Test, terminal: bool) -> Result<()> {
+    /// How long the shim waits.
+    const LIMIT: Duration = Duration::from_secs(2);
+    let folder = fifos::make(test.containerd)?;
+    let texts = if terminal { ["out", ""] } else { ["out", "err"] };
+    let readers = [reader(&folder)?, reader_of(&folder, "stderr")?];
+    let spec = test.spec(&["say", texts[0], texts[1]])?;
+    let task = test.created(spec.set("/process/terminal", terminal.into())?, |request| {
+        name(request, &folder);
+        request.terminal = terminal;
+        if terminal {
+            request.stderr.clear();
+        }
+    })?;
+    let begun = Instant::now();
+    task.start().context("Start")?;
+    eventually("the end of init", || Ok((!Path::new(&format!("/proc/{}", task.pid)).exists()).then_some(())))?;
+    for (mut reader, text) in readers.into_iter().zip(texts).filter(|(_, text)| !text.is_empty()) {
+        let status = task.state().context("State")?.status();
+        ensure!(status == Status::RUNNING || begun.elapsed() >= LIMIT, "{status:?} before {text} was read");
+        let read = read_until(&mut reader, text)?;
+        ensure!(read == text, "{read:?}");
+    }
+    ensure!(task.wait().context("Wait")?.exit_status == 0, "exit status");
+    task.end()?;
     std::fs::remove_dir_all(&folder).context("removing the fifos")
 }
 
