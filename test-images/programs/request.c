@@ -22,18 +22,6 @@ IMPORT("wasi:http/types", "[method]future-incoming-response.subscribe") int32_t 
 IMPORT("wasi:http/types", "[method]future-incoming-response.get") void response_get(int32_t response, uint8_t *option);
 IMPORT("wasi:http/types", "[method]incoming-response.status") int32_t response_status(int32_t response);
 
-static int32_t tell(const char *what, int number) {
-    char line[32];
-    size_t length = strlen(what);
-    memcpy(line, what, length);
-    line[length++] = ' ';
-    for (int unit = 100; unit > 0; unit /= 10)
-        if (number >= unit || unit == 1)
-            line[length++] = (char)('0' + number / unit % 10);
-    print(line, length);
-    return 0;
-}
-
 /* 0 is ok. */
 __attribute__((export_name("wasi:cli/run@0.2.0#run"))) int32_t run(void) {
     uint8_t result[128] __attribute__((aligned(8))) = {0};

@@ -30,6 +30,7 @@ pub(crate) const SOCKET: Program = Program { name: "socket.wasm", target: Target
 pub(crate) const CONFIG: Program = Program { name: "config.wasm", target: Target::Guest, sources: &["config.c"] };
 pub(crate) const FOLDER: Program = Program { name: "folder.wasm", target: Target::Guest, sources: &["folder.c"] };
 pub(crate) const REQUEST: Program = Program { name: "request.wasm", target: Target::Guest, sources: &["request.c"] };
+pub(crate) const CLIENT: Program = Program { name: "client.wasm", target: Target::Guest, sources: &["client.c"] };
 /// The same service with a memory of 64 MiB.
 pub(crate) const LARGE_SERVICE: Program =
     Program { name: "large-service.wasm", target: Target::Guest, sources: &["service.c", "large.c"] };
@@ -41,7 +42,7 @@ pub(crate) const SEVERAL_03: Program =
 /// A WASI 0.1 command module that has DWARF and traps.
 pub(crate) const LINES: Program = Program { name: "lines.wasm", target: Target::Debugged, sources: &["lines.c"] };
 
-const ALL: [&Program; 15] = [
+const ALL: [&Program; 16] = [
     &LINUX,
     &CORE_MODULE,
     &LOGGER,
@@ -53,6 +54,7 @@ const ALL: [&Program; 15] = [
     &CONFIG,
     &FOLDER,
     &REQUEST,
+    &CLIENT,
     &LARGE_SERVICE,
     &SEVERAL_02,
     &SEVERAL_03,

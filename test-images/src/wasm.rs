@@ -72,6 +72,7 @@ pub(crate) fn cases(mut tree: Tree) -> Result<Tree> {
         ("socket.wasm", programs::SOCKET, "socket"),
         ("folder.wasm", programs::FOLDER, "folder"),
         ("request.wasm", programs::REQUEST, "request"),
+        ("client.wasm", programs::CLIENT, "client"),
         ("large-service.wasm", programs::LARGE_SERVICE, "service"),
         ("several-0-2.wasm", programs::SEVERAL_02, "several-0-2"),
         ("several-0-3.wasm", programs::SEVERAL_03, "several-0-3"),

@@ -1,4 +1,5 @@
-//! Requests that guests send (`wasi:http/outgoing-handler`): by the policy of their container, and by TLS.
+//! Requests that guests send (`wasi:http/outgoing-handler` of WASI 0.2, `wasi:http/client` of 0.3): by the policy of their
+//! container, and by TLS.
 use crate::harness::command::{Running, output};
 use crate::harness::{Case, Kind, Test};
 use crate::wasm_network::{file, mount, run};
@@ -68,9 +69,12 @@ const CASE: &[Kind] = &[Kind::Core];
 const DENIED: &str = "error 15\n";
 const UNTRUSTED: &str = "error 13\n";
 
+/// With a program of WASI 0.2, then one of 0.3.
 fn request(test: &Test, number: usize, policy: &str, mounts: &[Value], to: [&str; 2], expected: &str) -> Result<()> {
-    let output = run(test, number, policy, mounts, &["/request.wasm", to[0], to[1]])?.exits(0)?;
-    ensure!(output.stdout == expected, "{policy:?}, {to:?}: {expected:?} expected of {output}");
+    for program in ["/request.wasm", "/client.wasm"] {
+        let output = run(test, number, policy, mounts, &[program, to[0], to[1]])?.exits(0)?;
+        ensure!(output.stdout == expected, "{program}, {policy:?}, {to:?}: {expected:?} expected of {output}");
+    }
     Ok(())
 }
 
