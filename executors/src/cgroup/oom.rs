@@ -5,6 +5,8 @@
 //! v2  memory.events ─> POLLPRI: some counter rose
 //! ```
 //! Neither says that something of this cgroup was killed: only its counter `oom_kill` does, so that is what is compared.
+//! systemd removes a unit's cgroup as soon as it is empty, and can be quicker than whoever wants to read the counter. What v2
+//! counts it counts in the cgroups above as well, and there it stays.
 //!
 //! Source: the kernel's cgroup-v1/memory.rst ("OOM Control") and cgroup-v2.rst ("memory.events").
 
@@ -50,6 +52,8 @@ pub struct OomWatch {
     control: Option<OwnedFd>,
     kills: AtomicU64,
     pending: AtomicBool,
+    /// v2's memory.events of the cgroup above, and its count.
+    above: Option<(OwnedFd, AtomicU64)>,
 }
 
 impl OomWatch {
@@ -59,15 +63,26 @@ impl OomWatch {
     }
 
     /// What has happened since it was last called, or since the watch was made. Never blocks; may be called at any time.
-    pub fn take(&self) -> Result<Oom> {
+    ///
+    /// `reached` is whether the kernel has said just now that the limit was reached. If the cgroup is gone then, it counts as
+    /// killed for that when something below the cgroup above it was.
+    pub fn take(&self, reached: bool) -> Result<Oom> {
         // Before the counter is read: what happens after that wakes the caller again.
         if self.control.is_some() && take_event(&self.event)? {
             self.pending.store(true, Ordering::Relaxed);
         }
+        // First the one above: so a kill in between is told twice at worst, and never missed.
+        let above = self.above.as_ref().and_then(|(file, kills)| Some((killed(file).ok()?, kills)));
         let kills = match self.read() {
-            Err(Errno::NODEV | Errno::NOENT) => return Ok(Oom::Gone),
+            Err(Errno::NODEV | Errno::NOENT) => {
+                let rose = above.is_some_and(|(now, kills)| reached && kills.swap(now, Ordering::Relaxed) < now);
+                return Ok(if rose { Oom::Killed } else { Oom::Gone });
+            }
             kills => kills.or_kind(Kind::Internal, || "read how many processes were killed for want of memory")?,
         };
+        if let Some((now, kills)) = above {
+            kills.store(now, Ordering::Relaxed);
+        }
         if self.kills.swap(kills, Ordering::Relaxed) < kills {
             self.pending.store(false, Ordering::Relaxed);
             return Ok(Oom::Killed);
@@ -77,12 +92,23 @@ impl OomWatch {
 
     /// The counter. Reading it also makes memory.events wait for the next change.
     fn read(&self) -> Result<u64, Errno> {
-        let mut buffer = [0u8; 512];
-        let length = rustix::io::pread(self.control.as_ref().unwrap_or(&self.event), &mut buffer[..], 0)?;
-        let text = std::str::from_utf8(buffer.get(..length).unwrap_or_default()).unwrap_or_default();
-        let is_v1 = self.control.is_some();
-        Ok(if is_v1 { MemoryOomControl::parse(text).oom_kill } else { MemoryEvents::parse(text).oom_kill })
+        match &self.control {
+            Some(control) => Ok(MemoryOomControl::parse(&text(control)?).oom_kill),
+            None => killed(&self.event),
+        }
     }
+}
+
+/// The counter of a memory.events.
+fn killed(file: &OwnedFd) -> Result<u64, Errno> {
+    Ok(MemoryEvents::parse(&text(file)?).oom_kill)
+}
+
+/// What is in a file of a cgroup.
+fn text(file: &OwnedFd) -> Result<String, Errno> {
+    let mut buffer = [0u8; 512];
+    let length = rustix::io::pread(file, &mut buffer[..], 0)?;
+    Ok(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned())
 }
 
 impl AsFd for OomWatch {
@@ -116,9 +142,18 @@ impl Cgroup {
         } else {
             (event(&folder, &counter).or_kind(Kind::Internal, describe)?, Some(counter))
         };
-        let watch = OomWatch { event, control, kills: AtomicU64::new(0), pending: AtomicBool::new(false) };
-        let kills = watch.read().or_kind(Kind::Internal, describe)?;
-        watch.kills.store(kills, Ordering::Relaxed);
+        // The root of the tree has none.
+        let above = control.is_none().then(|| folder.parent().map(|above| above.join("memory.events"))).flatten();
+        let above = above.and_then(|file| open(&file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok());
+        let watch = OomWatch {
+            event,
+            control,
+            kills: AtomicU64::new(0),
+            pending: AtomicBool::new(false),
+            above: above.map(|file| (file, AtomicU64::new(0))),
+        };
+        // What was counted before is not news. That it is gone already, `take` says.
+        watch.take(false).map_err(|error| error.context(describe()))?;
         Ok(Some(watch))
     }
 }

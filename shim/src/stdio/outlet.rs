@@ -12,7 +12,13 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
+
+/// When to look again where inotify(7) has nothing to give.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Where a process's output waits for the client.
 pub(super) struct Outlet {
@@ -32,19 +38,34 @@ impl Outlet {
     /// Dropped at any time it leaves everything as it was. The copiers must run on the caller's thread.
     ///
     /// # Errors
-    /// Those of open(2) and inotify(7).
+    /// Those of open(2).
     pub async fn taken(&mut self) -> io::Result<()> {
         while !self.is_empty()? && self.has_client()? {
-            let changes = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-            let watched = inotify::WatchFlags::ACCESS | inotify::WatchFlags::CLOSE_NOWRITE;
-            inotify::add_watch(&changes, path(&self.fifo), watched)?;
+            let changes = self.changes();
             // What was read before that does not come as a change.
             if self.is_empty()? {
                 break;
             }
-            descriptor::watch(changes, Interest::READABLE)?.readable().await?.retain_ready();
+            match changes {
+                Ok(changes) => changes.readable().await?.retain_ready(),
+                Err(error) => {
+                    log::debug!("no inotify: {error}");
+                    sleep(PAUSE).await;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Becomes readable when somebody has read from the fifo, or closed it.
+    ///
+    /// # Errors
+    /// Those of inotify(7), whose instances and watches are few for each user.
+    fn changes(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        let changes = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        let watched = inotify::WatchFlags::ACCESS | inotify::WatchFlags::CLOSE_NOWRITE;
+        inotify::add_watch(&changes, path(&self.fifo), watched)?;
+        descriptor::watch(changes, Interest::READABLE)
     }
 
     fn is_empty(&self) -> io::Result<bool> {

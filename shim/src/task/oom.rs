@@ -8,6 +8,7 @@ use containerd_shim_protos::events::task::TaskOOM;
 use executors::{Oom, OomWatch};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -23,6 +24,8 @@ const CALM: Duration = Duration::from_millis(100);
 /// A watch under way.
 pub(super) struct Watching {
     watch: Arc<OomWatch>,
+    /// Whether the kernel has woken the follower, which has not gone back to waiting since.
+    reached: Arc<AtomicBool>,
     follower: JoinHandle<()>,
 }
 
@@ -32,25 +35,34 @@ impl Task {
         let interest = if watch.is_priority() { Interest::PRIORITY } else { Interest::READABLE };
         let fd = watch.as_fd().try_clone_to_owned().context("duplicate a descriptor")?;
         let fd = descriptor::watch(fd, interest).context("watch for processes that run out of memory")?;
-        let watch = Arc::new(watch);
-        let follower = tokio::spawn(follow(self.id.clone(), watch.clone(), fd, interest, events.clone()));
-        *lock(&self.oom) = Some(Watching { watch, follower });
+        let (watch, reached) = (Arc::new(watch), Arc::default());
+        let follower =
+            tokio::spawn(follow(self.id.clone(), watch.clone(), fd, interest, Arc::clone(&reached), events.clone()));
+        *lock(&self.oom) = Some(Watching { watch, reached, follower });
         Ok(())
     }
 
     /// Ends the watch with a last look: to be called before the exit that may be the consequence is announced.
     pub(super) fn end_oom_watch(&self, events: &EventPublisher) {
-        let Some(Watching { watch, follower }) = lock(&self.oom).take() else { return };
+        let Some(Watching { watch, reached, follower }) = lock(&self.oom).take() else { return };
         follower.abort();
-        look(&self.id, &watch, events);
+        look(&self.id, &watch, reached.load(Ordering::Relaxed), events);
     }
 }
 
-async fn follow(id: String, watch: Arc<OomWatch>, fd: AsyncFd<OwnedFd>, interest: Interest, events: EventPublisher) {
+async fn follow(
+    id: String,
+    watch: Arc<OomWatch>,
+    fd: AsyncFd<OwnedFd>,
+    interest: Interest,
+    reached: Arc<AtomicBool>,
+    events: EventPublisher,
+) {
     while let Ok(mut ready) = fd.ready(interest).await {
         ready.clear_ready();
+        reached.store(true, Ordering::Relaxed);
         for pause in LOOK_AGAIN {
-            match look(&id, &watch, &events) {
+            match look(&id, &watch, true, &events) {
                 Oom::Gone => return,
                 Oom::Killed => break,
                 Oom::Pending => sleep(pause).await,
@@ -61,14 +73,15 @@ async fn follow(id: String, watch: Arc<OomWatch>, fd: AsyncFd<OwnedFd>, interest
                 }
             }
         }
-        if look(&id, &watch, &events) == Oom::Gone {
+        if look(&id, &watch, true, &events) == Oom::Gone {
             return;
         }
+        reached.store(false, Ordering::Relaxed);
     }
 }
 
-fn look(id: &str, watch: &OomWatch, events: &EventPublisher) -> Oom {
-    let oom = watch.take().unwrap_or_else(|error| {
+fn look(id: &str, watch: &OomWatch, reached: bool, events: &EventPublisher) -> Oom {
+    let oom = watch.take(reached).unwrap_or_else(|error| {
         log::warn!(id = id; "{error}");
         Oom::Gone
     });

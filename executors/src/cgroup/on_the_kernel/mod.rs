@@ -293,10 +293,27 @@ fn a_busy_process_is_counted() {
 }
 
 #[test]
+fn running_out_of_memory_is_known_above_when_the_cgroup_is_gone() {
+    let limits = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}});
+    let name = format!("hybrid-test-{}-above", std::process::id());
+    let [mut rig, other] = ["a", "b"].map(|child| Rig::at(&format!("/{name}/{child}"), limits.clone()));
+    let [watch, others] = [&rig, &other].map(|rig| rig.cgroup().watch_oom().unwrap().unwrap());
+    rig.run("head -c 64M /dev/zero | tail");
+    rig.wait();
+    drop(rig);
+    assert_eq!(watch.take(false).unwrap(), Oom::Gone, "nothing says that it was this one");
+    // v1 counts each cgroup's own.
+    let known = if watch.is_priority() { Oom::Killed } else { Oom::Gone };
+    assert_eq!(watch.take(true).unwrap(), known);
+    assert_eq!(watch.take(true).unwrap(), Oom::Gone, "once is enough");
+    assert_eq!(others.take(true).unwrap(), Oom::Nothing);
+}
+
+#[test]
 fn running_out_of_memory_is_told() {
     let mut rig = Rig::new(json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}}));
     let watch = rig.cgroup().watch_oom().unwrap().unwrap();
-    assert_eq!(watch.take().unwrap(), Oom::Nothing);
+    assert_eq!(watch.take(false).unwrap(), Oom::Nothing);
     // tail keeps what has no end of line.
     rig.run("head -c 64M /dev/zero | tail");
     let flags = if watch.is_priority() { PollFlags::PRI } else { PollFlags::IN };
@@ -312,7 +329,7 @@ fn running_out_of_memory_is_told() {
         if !told {
             wait();
         }
-        match watch.take().unwrap() {
+        match watch.take(false).unwrap() {
             Oom::Killed => break,
             // v1: it is told once, and killed then.
             Oom::Pending => told = true,
@@ -323,8 +340,8 @@ fn running_out_of_memory_is_told() {
         assert!(Instant::now() < deadline, "nothing is killed");
     }
     rig.wait();
-    assert!(matches!(watch.take().unwrap(), Oom::Nothing | Oom::Pending), "once is enough");
+    assert!(matches!(watch.take(false).unwrap(), Oom::Nothing | Oom::Pending), "once is enough");
     assert!(rig.cgroup().oom_killed());
     drop(rig);
-    assert_eq!(watch.take().unwrap(), Oom::Gone);
+    assert_eq!(watch.take(false).unwrap(), Oom::Gone);
 }
