@@ -28,16 +28,3 @@ static void print(const char *start, size_t length) {
     stream_write(stream, "\n", 1, result);
     stream_drop(stream);
 }
-
-/* A word and a number up to 999: what a run that succeeds ends with. */
-static inline int32_t tell(const char *what, int number) {
-    char line[32];
-    size_t length = strlen(what);
-    memcpy(line, what, length);
-    line[length++] = ' ';
-    for (int unit = 100; unit > 0; unit /= 10)
-        if (number >= unit || unit == 1)
-            line[length++] = (char)('0' + number / unit % 10);
-    print(line, length);
-    return 0;
-}

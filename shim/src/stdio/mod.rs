@@ -149,7 +149,7 @@ impl Output {
             for outlet in &mut self.outlets {
                 // What a terminal still holds comes to the fifo first.
                 if terminal && outlet.has_client()? {
-                    while self.copiers.join_next().await.is_some() {}
+                    ended(&mut self.copiers).await;
                 }
                 outlet.taken().await?;
             }
@@ -165,11 +165,7 @@ impl Output {
     /// Waits until all output was carried, but no longer than `limit`, then closes the streams and ends the logger.
     pub async fn finish(mut self, limit: Duration) {
         self.terminal = None;
-        let carried = async {
-            // A copier that panicked has said so.
-            while self.copiers.join_next().await.is_some() {}
-        };
-        if timeout(limit, carried).await.is_err() {
+        if timeout(limit, ended(&mut self.copiers)).await.is_err() {
             log::debug!("closed streams that a process still had open after {limit:?}");
         }
         // What is still being carried ends here.
@@ -179,6 +175,12 @@ impl Output {
             logger.end().await;
         }
     }
+}
+
+/// Waits for the end of all copiers.
+async fn ended(copiers: &mut JoinSet<()>) {
+    // One that panicked has said so.
+    while copiers.join_next().await.is_some() {}
 }
 
 /// Opens the streams. Waits for the client to have opened its ends of the output, within a limit, and for a logger to be
